@@ -23,6 +23,4 @@ def check_choice(field: str, given: str, allowed: Iterable[str]) -> None:
     """Raises InputError when `given` is not one of `allowed`, naming the field and the nearest valid name."""
     names = list(allowed)
     if given not in names:
-        raise InputError(
-            f"{field}: {given!r} is not known; allowed are {', '.join(names)}{nearest(given, names)}"
-        )
+        raise InputError(f"{field}: {given!r} is not known; allowed are {', '.join(names)}{nearest(given, names)}")

@@ -1,0 +1,112 @@
+"""A table's three forms (Markdown, LaTeX, CSV), and how its numbers are written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MISSING = "–"
+DIVERGED_MARK = "†"
+FEWER_MARK = "‡"
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "_": r"\_",
+    "%": r"\%",
+    "&": r"\&",
+    "#": r"\#",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table as text: the first `names` columns are names, the others numbers; `footnote` belongs under it."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    names: int = 1
+    footnote: str = ""
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """A fraction in percent points, without the sign: 0.8304 is 83.0."""
+    if fraction is None:
+        return MISSING
+    # Adding 0.0 turns the -0.0 of a small negative number into 0.0.
+    return f"{round(100 * fraction, digits) + 0.0:.{digits}f}"
+
+
+def mean_std(mean: float | None, std: float | None) -> str:
+    """`83.0 ± 0.4` from fractions; the mean alone where no deviation is known."""
+    return percent(mean) if std is None else f"{percent(mean)} ± {percent(std)}"
+
+
+def ratio_percent(ratio: float) -> str:
+    """The share of the body in percent: three decimals, and below 0.01 % two significant digits."""
+    share = 100 * ratio
+    decimals = 3 if share == 0 or share >= 0.01 else 1 - math.floor(math.log10(share))
+    return f"{share:.{decimals}f}".rstrip("0").rstrip(".") + " %"
+
+
+def markdown(grid: Grid) -> str:
+    """An aligned Markdown table, with its footnote as a paragraph under it."""
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in (grid.header, *grid.rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+
+    def line(cells: Iterable[str]) -> str:
+        padded = [
+            cell.ljust(width) if index < grid.names else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * width if index < grid.names else "-" * (width - 1) + ":" for index, width in enumerate(widths)]
+    text = "\n".join(line(cells) for cells in (lines[0], rule, *lines[1:])) + "\n"
+    return f"{text}\n{grid.footnote}\n" if grid.footnote else text
+
+
+def _escape(text: str) -> str:
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def latex(grid: Grid) -> str:
+    """A booktabs tabular, with its footnote as a last line across all columns."""
+    header, *rows = [" & ".join(map(_escape, cells)) + r" \\" for cells in (grid.header, *grid.rows)]
+    width = len(grid.header)
+    note = rf"\multicolumn{{{width}}}{{l}}{{\footnotesize {_escape(grid.footnote)}}} \\"
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{'l' * grid.names}{'r' * (width - grid.names)}}}",
+            r"\toprule",
+            header,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            *([note] if grid.footnote else []),
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def csv_text(fields: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """CSV with full precision: None is empty, a truth value is `true` or `false`."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(fields)
+    for row in rows:
+        writer.writerow([str(value).lower() if isinstance(value, bool) else value for value in row])
+    return text.getvalue()

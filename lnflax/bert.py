@@ -1,0 +1,328 @@
+"""A linen BERT for sentence classification and regression, cut into stages.
+
+The model is a row of stages, each from one array to the next, so that everything below the first trained parameter
+can be computed once and shared. Parameter names are those of the former FlaxBert. The batch has one form (see
+`batches.Batch`): rows of tokens with example ids and positions; one example a row is its plain case.
+
+Devlin et al., 2019; the exact (erf) GELU and post-norm order of the original code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from lnflax import dropout
+from lnflax.batches import Batch
+
+POOLINGS = ("pooler", "cls", "mean")
+DTYPES = ("float32", "bfloat16")
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_new": lambda x: nn.gelu(x, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+MASKED_SCORE = -1e9  # finite, so that a row of nothing but padding has no nan
+
+Masks = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class BertConfig:
+    """The shape of an encoder and of its head; hashable, so that compiled programs can be shared."""
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    classifier_dropout: float = 0.1
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pooling: str = "pooler"
+    num_outputs: int = 2
+    dtype: str = "float32"
+
+
+def norm(config: BertConfig) -> nn.LayerNorm:
+    """LayerNorm in float32 whatever the products' type: a bfloat16 scale near 1 would never move."""
+    return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=jnp.float32)
+
+
+def dense(config: BertConfig, size: int) -> nn.Dense:
+    """A dense layer in the products' type; its parameters stay float32."""
+    return nn.Dense(size, dtype=config.dtype)
+
+
+class Embeddings(nn.Module):
+    """Word, position and type embeddings, their norm and dropout."""
+
+    config: BertConfig
+
+    def setup(self) -> None:  # noqa: D102
+        c = self.config
+        self.word_embeddings = nn.Embed(c.vocab_size, c.hidden_size)
+        self.position_embeddings = nn.Embed(c.max_position_embeddings, c.hidden_size)
+        self.token_type_embeddings = nn.Embed(c.type_vocab_size, c.hidden_size)
+        self.LayerNorm = norm(c)
+
+    def total(self, batch: Batch) -> jax.Array:
+        """`[rows, length, hidden]`, before the norm."""
+        words = self.word_embeddings(batch.tokens) + self.token_type_embeddings(batch.token_types)
+        return words + self.position_embeddings(batch.positions)
+
+    def normalised(self, x: jax.Array, masks: Masks) -> jax.Array:
+        """The norm, then dropout."""
+        c = self.config
+        return dropout.drop(self.LayerNorm(x), masks.get("embeddings"), c.hidden_dropout_prob).astype(c.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention among the tokens of one example."""
+
+    config: BertConfig
+
+    def setup(self) -> None:  # noqa: D102
+        c = self.config
+        self.query = dense(c, c.hidden_size)
+        self.key = dense(c, c.hidden_size)
+        self.value = dense(c, c.hidden_size)
+
+    def __call__(self, x: jax.Array, batch: Batch, mask: jax.Array | None) -> jax.Array:
+        """`[rows, length, hidden]` to the same, before the output's dense layer."""
+        c = self.config
+        heads = (*x.shape[:2], c.num_attention_heads, c.hidden_size // c.num_attention_heads)
+        query, key, value = (layer(x).reshape(heads) for layer in (self.query, self.key, self.value))
+        scores = jnp.einsum("rqhd,rkhd->rhqk", query / jnp.sqrt(heads[-1]).astype(c.dtype), key)
+        same = batch.example_ids[:, None, :, None] == batch.example_ids[:, None, None, :]
+        weights = jax.nn.softmax(jnp.where(same, scores.astype(jnp.float32), MASKED_SCORE))
+        weights = dropout.drop(weights, mask, c.attention_probs_dropout_prob).astype(c.dtype)
+        return jnp.einsum("rhqk,rkhd->rqhd", weights, value).reshape(x.shape)
+
+
+class Output(nn.Module):
+    """The end of each half of a block: dense, dropout, residual; then the norm, a stage of its own."""
+
+    config: BertConfig
+
+    def setup(self) -> None:  # noqa: D102
+        self.dense = dense(self.config, self.config.hidden_size)
+        self.LayerNorm = norm(self.config)
+
+    def total(self, inner: jax.Array, residual: jax.Array, mask: jax.Array | None) -> jax.Array:
+        """`[rows, length, hidden]`, before the norm."""
+        return dropout.drop(self.dense(inner), mask, self.config.hidden_dropout_prob) + residual
+
+    def normalised(self, x: jax.Array) -> jax.Array:
+        """The norm's output in the products' type."""
+        return self.LayerNorm(x).astype(self.config.dtype)
+
+
+class Attention(nn.Module):
+    """The attention half of a block."""
+
+    config: BertConfig
+
+    def setup(self) -> None:  # noqa: D102
+        self.self = SelfAttention(self.config)
+        self.output = Output(self.config)
+
+
+class Intermediate(nn.Module):
+    """The widening dense layer of the feed-forward half, with its activation."""
+
+    config: BertConfig
+
+    def setup(self) -> None:  # noqa: D102
+        self.dense = dense(self.config, self.config.intermediate_size)
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
+        return ACTIVATIONS[self.config.hidden_act](self.dense(x))
+
+
+class Block(nn.Module):
+    """One transformer block as four stages: attention, its norm (LN_a), feed-forward, its norm (LN_f)."""
+
+    config: BertConfig
+
+    def setup(self) -> None:  # noqa: D102
+        self.attention = Attention(self.config)
+        self.intermediate = Intermediate(self.config)
+        self.output = Output(self.config)
+
+    def stage(self, name: str, x: jax.Array, batch: Batch, masks: Masks, site: str) -> jax.Array:
+        """One of the four stages, `[rows, length, hidden]` to the same."""
+        match name:
+            case "attention":
+                inner = self.attention.self(x, batch, masks.get(f"{site}/probs"))
+                return self.attention.output.total(inner, x, masks.get(f"{site}/attention"))
+            case "attention_norm":
+                return self.attention.output.normalised(x)
+            case "ffn":
+                return self.output.total(self.intermediate(x), x, masks.get(f"{site}/ffn"))
+            case "ffn_norm":
+                return self.output.normalised(x)
+        raise ValueError(f"no stage {name!r}")
+
+
+class Layers(nn.Module):
+    """The blocks, named 0 … L-1."""
+
+    config: BertConfig
+
+    def setup(self) -> None:  # noqa: D102
+        self.blocks = [Block(self.config, name=str(i)) for i in range(self.config.num_hidden_layers)]
+
+
+class Encoder(nn.Module):
+    """Holds the blocks under `layer`, as the names want it."""
+
+    config: BertConfig
+
+    def setup(self) -> None:  # noqa: D102
+        self.layer = Layers(self.config)
+
+
+class Pooler(nn.Module):
+    """Dense and tanh over the first token (Devlin et al., 2019)."""
+
+    config: BertConfig
+
+    def setup(self) -> None:  # noqa: D102
+        self.dense = dense(self.config, self.config.hidden_size)
+
+    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
+        return jnp.tanh(self.dense(x))
+
+
+class Body(nn.Module):
+    """Everything under `bert/`: what the classifier stands on, and what every ratio is of."""
+
+    config: BertConfig
+
+    def setup(self) -> None:  # noqa: D102
+        self.embeddings = Embeddings(self.config)
+        self.encoder = Encoder(self.config)
+        if self.config.pooling == "pooler":
+            self.pooler = Pooler(self.config)
+
+    def pooled(self, x: jax.Array, batch: Batch) -> jax.Array:
+        """One vector a target, `[targets, hidden]`: first token (with or without the pooler) or the example's mean."""
+        row, position = batch.targets.row, batch.targets.position
+        if self.config.pooling == "mean":
+            ids = batch.example_ids
+            member = (ids[row] == ids[row, position][:, None]).astype(x.dtype)
+            share = member / member.sum(axis=1, keepdims=True)
+            return jnp.einsum("tl,tlh->th", share, x[row])
+        first = x[row, position]
+        return self.pooler(first) if self.config.pooling == "pooler" else first
+
+
+class Classifier(nn.Module):
+    """The body and a dense head: `num_outputs` logits, or one score, a target."""
+
+    config: BertConfig
+
+    def setup(self) -> None:  # noqa: D102
+        self.bert = Body(self.config)
+        self.classifier = nn.Dense(self.config.num_outputs)
+
+    def __call__(
+        self, batch: Batch, masks: Masks, x: jax.Array | None = None, start: int = 0, stop: int | None = None
+    ) -> jax.Array:
+        """Runs the stages `start:stop` from the array `x` that the stages before them gave.
+
+        `masks` holds the dropout masks by site (`dropout_masks`); an empty dict is evaluation. All stages give
+        float32 logits `[targets, outputs]`.
+        """
+        for name in stages(self.config)[start:stop]:
+            x = self.stage(name, x, batch, masks)
+        assert x is not None
+        return x
+
+    def stage(self, name: str, x: Any, batch: Batch, masks: Masks) -> jax.Array:
+        """One stage by its name."""
+        c = self.config
+        if name == "embeddings":
+            return self.bert.embeddings.total(batch)
+        if name == "embeddings_norm":
+            return self.bert.embeddings.normalised(x, masks)
+        if name == "pooling":
+            return self.bert.pooled(x, batch)
+        if name == "classifier":
+            kept = dropout.drop(x, masks.get("classifier"), c.classifier_dropout)
+            return self.classifier(kept.astype(jnp.float32))
+        block, part = name.split("/")
+        return self.bert.encoder.layer.blocks[int(block)].stage(part, x, batch, masks, block)
+
+
+def stages(config: BertConfig) -> list[str]:
+    """The names of the stages in order; a block is the four `K/attention … K/ffn_norm`."""
+    parts = ("attention", "attention_norm", "ffn", "ffn_norm")
+    blocks = [f"{i}/{part}" for i in range(config.num_hidden_layers) for part in parts]
+    return ["embeddings", "embeddings_norm", *blocks, "pooling", "classifier"]
+
+
+STAGE_OF_PATH = (
+    (r"bert/embeddings/LayerNorm/.*", r"embeddings_norm"),
+    (r"bert/embeddings/.*", r"embeddings"),
+    (r"bert/encoder/layer/(\d+)/attention/output/LayerNorm/.*", r"\1/attention_norm"),
+    (r"bert/encoder/layer/(\d+)/attention/.*", r"\1/attention"),
+    (r"bert/encoder/layer/(\d+)/output/LayerNorm/.*", r"\1/ffn_norm"),
+    (r"bert/encoder/layer/(\d+)/.*", r"\1/ffn"),
+    (r"bert/pooler/.*", r"pooling"),
+    (r"classifier/.*", r"classifier"),
+)
+
+
+def stage_of(config: BertConfig, path: str) -> int:
+    """The index of the stage that reads the parameter at `path`."""
+    for pattern, name in STAGE_OF_PATH:
+        if match := re.fullmatch(pattern, path):
+            return stages(config).index(match.expand(name))
+    raise ValueError(f"no stage reads {path!r}")
+
+
+def dropout_masks(config: BertConfig, batch: Batch, state: jax.Array) -> Masks:
+    """The dropout masks of one training step by site, bool; `state` is uint32 `[]` of (seed, task, step).
+
+    Sites are numbered from the bottom, so a mask does not depend on the setting. A rate of zero has no mask.
+    """
+    c, ids, positions = config, batch.example_ids, batch.positions
+    masks: Masks = {}
+    if c.hidden_dropout_prob > 0:
+        hidden = {"embeddings": 0}
+        for i in range(c.num_hidden_layers):
+            hidden |= {f"{i}/attention": 3 * i + 2, f"{i}/ffn": 3 * i + 3}
+        for site, number in hidden.items():
+            stream = dropout.fold(state, number)
+            masks[site] = dropout.token_mask(stream, ids, positions, c.hidden_size, c.hidden_dropout_prob)
+    if c.attention_probs_dropout_prob > 0:
+        for i in range(c.num_hidden_layers):
+            stream, rate = dropout.fold(state, 3 * i + 1), c.attention_probs_dropout_prob
+            masks[f"{i}/probs"] = dropout.attention_mask(stream, ids, positions, c.num_attention_heads, rate)
+    if c.classifier_dropout > 0:
+        row, position = batch.targets.row, batch.targets.position
+        stream = dropout.fold(state, 3 * c.num_hidden_layers + 1)
+        masks["classifier"] = dropout.token_mask(
+            stream, ids[row, position], positions[row, position], c.hidden_size, c.classifier_dropout
+        )
+    return masks
+
+
+def parameter_shapes(config: BertConfig) -> dict[str, Any]:
+    """The parameter tree as shapes (`jax.ShapeDtypeStruct`), without memory."""
+    model = Classifier(config)
+    return jax.eval_shape(lambda key: model.init(key, Batch.example(), {}), jax.random.key(0))["params"]

@@ -1,0 +1,138 @@
+"""A pretrained checkpoint (hub or folder, safetensors) to Flax parameters; nothing else knows the foreign names."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from lnflax import bert, rules
+from lnflax.bert import BertConfig
+from lnflax.errors import InputError
+
+FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
+         "special_tokens_map.json", "added_tokens.json")  # fmt: skip
+BUFFERS = r"(bert\.)?embeddings\.(position_ids|token_type_ids)"
+HEADS = r"(cls|classifier|qa_outputs)\..*"  # of pretraining or of other tasks: ours starts fresh
+LEAVES = {"weight": "kernel", "gamma": "scale", "beta": "bias"}
+
+
+def find(name: str) -> Path:
+    """The folder of a checkpoint: `name` itself where it is a path, else a hub id, downloaded or from the cache.
+
+    Raises:
+        InputError: no such folder, or the hub has no such model, or cannot be reached.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or not name:
+        raise InputError(f"model.name: no folder {name!r}; give a checkpoint folder or a hub id")
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"model.name: {name!r} is no folder, and the hub did not give it: {reason}") from error
+
+
+def read_config(folder: Path, *, pooling: str, num_outputs: int, dtype: str) -> BertConfig:
+    """`config.json` of a checkpoint as the shape of our model, with the head that a task wants.
+
+    Raises:
+        InputError: the file is missing, is not JSON, misses a field, or describes another architecture.
+    """
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"model.name: {folder} has no config.json") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.name: {path} cannot be read: {error}") from error
+    if not isinstance(raw, dict) or raw.get("model_type", "bert") != "bert":
+        given = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+        raise InputError(f"model.name: {path}: model_type {given!r}; allowed is bert")
+    if raw.get("position_embedding_type", "absolute") != "absolute":
+        raise InputError(f"model.name: {path}: position_embedding_type must be absolute")
+    if (act := raw.get("hidden_act", "gelu")) not in bert.ACTIVATIONS:
+        raise InputError(f"model.name: {path}: hidden_act {act!r}; allowed are {', '.join(bert.ACTIVATIONS)}")
+    fields = BertConfig.__dataclass_fields__
+    known: dict[str, Any] = {name: raw[name] for name in fields if raw.get(name) is not None}
+    known["classifier_dropout"] = known.get("classifier_dropout", raw.get("hidden_dropout_prob", 0.1))
+    known |= {"pooling": pooling, "num_outputs": num_outputs, "dtype": dtype}
+    try:
+        config = BertConfig(**known)
+    except TypeError as error:
+        raise InputError(f"model.name: {path}: {str(error).split(') ', 1)[-1]}") from error
+    if config.hidden_size % config.num_attention_heads:
+        heads = config.num_attention_heads
+        raise InputError(f"model.name: {path}: hidden_size {config.hidden_size} does not divide by {heads} heads")
+    return config
+
+
+def read_body(folder: Path, config: BertConfig) -> dict[str, np.ndarray]:
+    """The body's parameters, float32 by path (`bert/…`), exactly those that the head uses.
+
+    A pooler is read where the pooling needs one and may be absent elsewhere.
+
+    Raises:
+        InputError: the file is missing or damaged, or a parameter is missing, left over, or of a wrong shape.
+    """
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise InputError(f"model.name: {folder} has no model.safetensors (other formats are not read)")
+    try:
+        foreign = load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"model.name: {path} is damaged or no safetensors file: {error}") from error
+    ours = {name: to_path(name) for name in foreign if not re.fullmatch(f"{BUFFERS}|{HEADS}", name)}
+    if config.pooling != "pooler":
+        ours = {name: own for name, own in ours.items() if not own.startswith("bert/pooler/")}
+    shapes = {p: s.shape for p, s in rules.flatten(bert.parameter_shapes(config)).items() if p.startswith("bert/")}
+    if missing := sorted(set(shapes) - set(ours.values())):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        hint = "; use model.pooling=cls or mean" if all(p.startswith("bert/pooler/") for p in missing) else ""
+        raise InputError(f"model.name: {path} misses {missing[0]!r}{more}{hint}")
+    if extra := sorted(name for name, own in ours.items() if own not in shapes):
+        more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
+        raise InputError(f"model.name: {path} has {extra[0]!r}{more}, which config.json knows no place for")
+    if len(set(ours.values())) < len(ours):
+        raise InputError(f"model.name: {path} has a parameter twice, under two names")
+    body = {}
+    for name, own in ours.items():
+        value = np.asarray(foreign[name], np.float32)
+        value = np.ascontiguousarray(value.T) if own.endswith("/kernel") else value
+        if value.shape != shapes[own]:
+            raise InputError(f"model.name: {path}: {name!r} has shape {value.shape}, config.json says {shapes[own]}")
+        body[own] = value
+    return dict(sorted(body.items()))
+
+
+def to_path(name: str) -> str:
+    """A foreign name to our path.
+
+    `bert.encoder.layer.0.output.dense.weight` and `encoder.layer.0.output.dense.weight` both give
+    `bert/encoder/layer/0/output/dense/kernel`; `LayerNorm.gamma` and `LayerNorm.weight` both give `LayerNorm/scale`.
+    """
+    *module, leaf = name.removeprefix("bert.").split(".")
+    leaf = LEAVES.get(leaf, leaf)
+    if leaf == "kernel" and module:
+        leaf = {"LayerNorm": "scale"}.get(module[-1], "embedding" if "embeddings" in module[-1] else "kernel")
+    return "/".join(["bert", *module, leaf])
+
+
+def body_sha256(body: dict[str, np.ndarray]) -> str:
+    """The body's identity: in path order the UTF-8 path, then its values as little-endian float32 in C order."""
+    sha = hashlib.sha256()
+    for path in sorted(body):
+        sha.update(path.encode())
+        sha.update(np.ascontiguousarray(body[path], "<f4").tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,199 @@
+"""The nesting: over seeds the prefix, over learning rates the suffix, and the chunk of each level.
+
+    devices      rectangles of (seeds, rates), or parts of the batch
+      seeds      own head, data order, dropout, random mask
+        prefix   everything below the first trained parameter, dropout on: once a seed
+        rates    own trained values and optimizer state; the same batch, prefix and dropout masks
+          suffix, loss, backward down to the first trained parameter, update
+
+A level of n in chunks of c is a loop over n / c blocks, each a vmap of c: c = 1 is a loop inside the program, c = n
+a plain vmap, under which products with frozen kernels merge into one. The states of all runs lie in one tree that
+the loops update in place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lnflax import devices, step
+from lnflax.batches import Batch
+from lnflax.step import Recipe, RunState, Update
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunks:
+    """How many seeds, and how many rates, are computed at once; more than there are means all."""
+
+    seeds: int
+    rates: int
+
+
+def default_chunks(platform: str) -> Chunks:
+    """A CPU does best run by run, in little memory; an accelerator with all runs at once."""
+    return Chunks(1, 1) if platform == "cpu" else Chunks(2**31, 2**31)
+
+
+def walk(count: int, chunk: int, body: Callable[[Any, int, Tree], Tree], carry: Tree) -> Tree:
+    """Runs `body(start, size, carry)` over blocks of `chunk`, then once for the rest; a single block has no loop."""
+    chunk = min(chunk, count)
+    blocks, rest = divmod(count, chunk)
+    if blocks == 1:
+        carry = body(0, chunk, carry)
+    else:
+        carry = jax.lax.fori_loop(0, blocks, lambda i, c: body(i * chunk, chunk, c), carry)
+    return body(blocks * chunk, rest, carry) if rest else carry
+
+
+def take(tree: Tree, starts: tuple, sizes: tuple[int, ...]) -> Tree:
+    """A block of the leading axes of every leaf."""
+    return jax.tree.map(lambda x: jax.lax.dynamic_slice(x, _origin(starts, x), (*sizes, *x.shape[len(sizes) :])), tree)
+
+
+def place(tree: Tree, block: Tree, starts: tuple) -> Tree:
+    """The tree with the block written over its place: the inverse of `take`."""
+    return jax.tree.map(lambda x, b: jax.lax.dynamic_update_slice(x, b, _origin(starts, x)), tree, block)
+
+
+def _origin(starts: tuple, x: jax.Array) -> tuple:
+    return (*starts, *(0 for _ in range(x.ndim - len(starts))))
+
+
+def over(function: Callable, size: int, in_axes: tuple) -> Callable:
+    """vmap, without the batch axis where it would be of one: a batched product of one is a slower product."""
+    if size > 1:
+        return jax.vmap(function, in_axes)
+
+    def single(*args: Tree) -> Tree:
+        squeezed = [
+            arg if axis is None else jax.tree.map(lambda x: x[0], arg) for arg, axis in zip(args, in_axes, strict=True)
+        ]
+        return jax.tree.map(lambda x: x[None], function(*squeezed))
+
+    return single
+
+
+def train_steps(
+    recipe: Recipe,
+    chunks: Chunks,
+    split_batch: bool,
+    states: RunState,
+    frozen: Tree,
+    masks: Tree,
+    streams: jax.Array,
+    batches: Batch,
+    updates: Update,
+    count: jax.Array,
+) -> tuple[RunState, jax.Array]:
+    """`count` steps of one device's rectangle, inside one program.
+
+    Args:
+        recipe: what trains.
+        chunks: the chunk of each level.
+        split_batch: whether the devices share each batch.
+        states: leaves `[seeds, rates, …]`.
+        frozen: the frozen parameters, unmapped.
+        masks: elementwise masks, leaves `[seeds, …]`.
+        streams: one dropout word a seed, uint32 `[seeds]`.
+        batches: leaves `[steps, seeds, …]`; steps at and after `count` are not computed.
+        updates: rates `[steps, rates]`, step `[steps]`.
+        count: int32 `[]`.
+
+    Returns:
+        The states, and the loss of every step, float32 `[steps, seeds, rates]`, 0 where not computed.
+    """
+    steps, rates = updates.rate.shape
+    seeds = streams.shape[0]
+    total = devices.device_sum if split_batch else (lambda tree: tree)
+
+    def one_seed(batch: Batch, stream: jax.Array, number: jax.Array) -> tuple[Any, Any]:
+        noise = step.noise(recipe, batch, stream, number)
+        return noise, step.prefix(recipe, frozen, batch, noise)
+
+    def one_run(state: RunState, mask: Tree, features: Any, batch: Batch, noise: Any, rate: tuple, number: Any) -> Any:
+        update = Update(*rate, number)
+        return step.train_step(recipe, frozen, state, mask, features, batch, noise, update, total)
+
+    def one_step(i: jax.Array, carry: tuple[RunState, jax.Array]) -> tuple[RunState, jax.Array]:
+        update = jax.tree.map(lambda x: x[i], updates)
+
+        def seed_block(s: Any, ns: int, carry: Any) -> Any:
+            batch = jax.tree.map(lambda x: x[0], take(batches, (i, s), (1, ns)))
+            mask, stream = take((masks, streams), (s,), (ns,))
+            noise, features = over(one_seed, ns, (0, 0, None))(batch, stream, update.step)
+
+            def rate_block(r: Any, nr: int, carry: Any) -> Any:
+                states, losses = carry
+                rate = take((update.rate, update.head_rate), (r,), (nr,))
+                row = over(one_run, nr, (0, None, None, None, None, 0, None))
+                block = over(row, ns, (0, 0, 0, 0, 0, None, None))
+                own = take(states, (s, r), (ns, nr))
+                new, loss = block(own, mask, features, batch, noise, rate, update.step)
+                return place(states, new, (s, r)), place(losses, loss[None], (i, s, r))
+
+            return walk(rates, chunks.rates, rate_block, carry)
+
+        return walk(seeds, chunks.seeds, seed_block, carry)
+
+    return jax.lax.fori_loop(0, count, one_step, (states, jnp.zeros((steps, seeds, rates), jnp.float32)))
+
+
+def eval_steps(
+    recipe: Recipe, chunks: Chunks, values: Tree, frozen: Tree, batches: Batch, count: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Predictions and losses of all runs of one device over `count` batches, which all runs share.
+
+    Without dropout the prefix is the same for all seeds: computed once.
+
+    Args:
+        recipe: what trains.
+        chunks: the chunk of each level.
+        values: the runs' trained values, leaves `[seeds, rates, …]`.
+        frozen: the frozen parameters.
+        batches: leaves `[steps, …]`.
+        count: int32 `[]`.
+
+    Returns:
+        `(predictions, losses)`, float32 `[steps, seeds, rates, targets]`.
+    """
+    seeds, rates = jax.tree.leaves(values)[0].shape[:2]
+    steps, targets = batches.targets.label.shape
+
+    def one_batch(i: jax.Array, carry: Any) -> Any:
+        batch = jax.tree.map(lambda x: x[i], batches)
+        features = step.prefix(recipe, frozen, batch, {})
+
+        def one_run(values: Tree) -> Any:
+            return step.eval_step(recipe, frozen, values, features, batch)
+
+        def seed_block(s: Any, ns: int, carry: Any) -> Any:
+            def rate_block(r: Any, nr: int, carry: Any) -> Any:
+                block = over(over(one_run, nr, (0,)), ns, (0,))(take(values, (s, r), (ns, nr)))
+                return place(carry, jax.tree.map(lambda x: x[None], block), (i, s, r))
+
+            return walk(rates, chunks.rates, rate_block, carry)
+
+        return walk(seeds, chunks.seeds, seed_block, carry)
+
+    empty = jnp.zeros((steps, seeds, rates, targets), jnp.float32)
+    return jax.lax.fori_loop(0, count, one_batch, (empty, empty))
+
+
+@functools.cache
+def train_program(recipe: Recipe, chunks: Chunks, plan: devices.Plan) -> Callable:
+    """`train_steps` on the plan's devices; the states are donated. Cells of one recipe and plan share it."""
+    function = functools.partial(train_steps, recipe, chunks, plan.split_batch)
+    return devices.parallel(function, plan.devices, donate=(0,))
+
+
+@functools.cache
+def eval_program(recipe: Recipe, chunks: Chunks, count: int) -> Callable:
+    """`eval_steps` on `count` devices."""
+    return devices.parallel(functools.partial(eval_steps, recipe, chunks), count)

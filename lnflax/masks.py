@@ -1,0 +1,106 @@
+"""Which scalars of the masked leaves train: outliers, exact-k random. It only chooses; training is elsewhere.
+
+Masks are boolean trees with None where a leaf is not masked. A random mask is a function of (seed, parameter paths
+and sizes) alone: the same on every machine, in every order, for every task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lnflax import rules, streams
+from lnflax.errors import InputError
+from lnflax.settings import MaskRule
+
+Tree = Any
+
+
+def choose(rule: MaskRule | None, params: Tree, labels: Tree, seed: int) -> Tree:
+    """The mask of one seed: a full tree, bool arrays at leaves labelled `masked`, None elsewhere.
+
+    `params` needs values only for outliers (section 3.1: the N weights farthest from the mean); the random masks
+    read shapes alone.
+
+    Raises:
+        InputError: more scalars are asked for than the masked leaves have.
+    """
+    flat_labels = rules.flatten(labels)
+    leaves = {path: leaf for path, leaf in rules.flatten(params).items() if flat_labels[path] == "masked"}
+    chosen: dict[str, np.ndarray] = {}
+    if rule is not None:
+        stream = seed if rule.per_seed else 0
+        if rule.kind == "random":
+            chosen = _draw("all", leaves, rule.size, stream)
+        else:
+            for norm, own in _by_norm(leaves).items():
+                for group, size in _pools(own, rule):
+                    farthest = rule.kind == "outliers"
+                    chosen |= _farthest(group, size) if farthest else _draw(norm, group, size, stream)
+    return rules.unflatten({path: chosen.get(path) for path in flat_labels})
+
+
+def _by_norm(leaves: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Leaves by LayerNorm, scale before bias: ties go to the scale."""
+    norms: dict[str, dict[str, Any]] = {}
+    for path in sorted(leaves, reverse=True):
+        norms.setdefault(path.rpartition("/")[0], {})[path] = leaves[path]
+    return norms
+
+
+def _pools(norm: dict[str, Any], rule: MaskRule) -> list[tuple[dict[str, Any], int]]:
+    if rule.pool == "each":
+        return [({path: leaf}, rule.size // 2) for path, leaf in norm.items()]
+    return [(norm, rule.size)]
+
+
+def _farthest(group: dict[str, Any], size: int) -> dict[str, np.ndarray]:
+    """The `size` scalars of the pooled group farthest from its mean; ties to the earlier leaf, then lower index."""
+    values = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in group.values()])
+    order = np.argsort(-np.abs(values - values.mean()), kind="stable")
+    return _scatter(group, order[:size])
+
+
+def _draw(name: str, group: dict[str, Any], size: int, seed: int) -> dict[str, np.ndarray]:
+    total = sum(int(np.prod(leaf.shape)) for leaf in group.values())
+    if size > total:
+        raise InputError(f"random.count: {size} scalars of {total}; allowed are 1 … {total}")
+    return _scatter(group, streams.subset(("mask", name, seed), size, total))
+
+
+def _scatter(group: dict[str, Any], indices: np.ndarray) -> dict[str, np.ndarray]:
+    """Indices into the concatenation of the group's leaves, to one bool array a leaf."""
+    sizes = [int(np.prod(leaf.shape)) for leaf in group.values()]
+    flat = np.zeros(sum(sizes), bool)
+    flat[indices] = True
+    parts = np.split(flat, np.cumsum(sizes)[:-1])
+    return {path: part.reshape(leaf.shape) for (path, leaf), part in zip(group.items(), parts, strict=True)}
+
+
+def digest(mask: Tree) -> str:
+    """sha256 of a mask: in path order the UTF-8 path, then its flat indices as little-endian int32."""
+    sha = hashlib.sha256()
+    for path, leaf in rules.flatten(mask).items():
+        if leaf is not None:
+            sha.update(path.encode())
+            sha.update(np.flatnonzero(leaf).astype("<i4").tobytes())
+    return sha.hexdigest()
+
+
+def select(mask: Tree, inside: Tree, outside: Tree) -> Tree:
+    """`inside` where the mask is True or where there is no mask, else `outside`; None and MaskedNode stay.
+
+    It selects, it does not multiply: 0 · nan is nan.
+    """
+
+    def pick(keep: Any, a: Any, b: Any) -> Any:
+        absent = keep is None or a is None or isinstance(a, optax.MaskedNode)
+        return a if absent else jnp.where(keep, a, b)
+
+    is_leaf = lambda leaf: leaf is None or isinstance(leaf, optax.MaskedNode)  # noqa: E731
+    return jax.tree.map(pick, mask, inside, outside, is_leaf=is_leaf)

@@ -1,0 +1,123 @@
+"""One run's step: prefix, suffix, loss, update; and its evaluation. Pure; nothing here knows of grids or devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lnflax import bert, dropout, masks, rules
+from lnflax.batches import Batch, Targets
+from lnflax.bert import BertConfig, Classifier
+from lnflax.optimizer import OptimizerConfig, make_optimizer
+
+Tree = Any
+Sum = Callable[[Tree], Tree]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What a cell trains and how; hashable, so that cells of the same recipe share their compiled programs."""
+
+    model: BertConfig
+    labels: tuple[tuple[str, str], ...]
+    optimizer: OptimizerConfig
+
+    @property
+    def label_tree(self) -> Tree:
+        """The full tree of labels."""
+        return rules.unflatten(dict(self.labels))
+
+    @functools.cached_property
+    def cut(self) -> int:
+        """The first stage that reads a trained parameter: all stages below are the prefix."""
+        return min(bert.stage_of(self.model, path) for path, label in self.labels if label != "frozen")
+
+
+class RunState(NamedTuple):
+    """What a run owns: full trees with None at frozen leaves, so that it is as small as what trains."""
+
+    values: Tree
+    opt_state: Any
+
+
+class Update(NamedTuple):
+    """The numbers of one update: the learning rates after the schedule, float32, and t = 0, 1, … int32."""
+
+    rate: Any
+    head_rate: Any
+    step: Any
+
+
+def initial_state(recipe: Recipe, values: Tree, mask: Tree) -> RunState:
+    """The state before the first update."""
+    optimizer = make_optimizer(recipe.optimizer, recipe.label_tree, mask, rate=0.0, head_rate=0.0, step=0)
+    return RunState(values, optimizer.init(values))
+
+
+def prefix(recipe: Recipe, frozen: Tree, batch: Batch, noise: bert.Masks) -> jax.Array | None:
+    """The stages below the first trained parameter: the same for all learning rates. None where there are none."""
+    if recipe.cut == 0:
+        return None
+    return Classifier(recipe.model).apply({"params": frozen}, batch, noise, None, 0, recipe.cut)
+
+
+def suffix(recipe: Recipe, params: Tree, features: jax.Array | None, batch: Batch, noise: bert.Masks) -> jax.Array:
+    """The stages from the first trained parameter up: logits, float32 `[targets, outputs]`."""
+    return Classifier(recipe.model).apply({"params": params}, batch, noise, features, recipe.cut)
+
+
+def noise(recipe: Recipe, batch: Batch, stream: jax.Array, step: jax.Array) -> bert.Masks:
+    """The dropout masks of a seed's step; `stream` is the seed's uint32 word."""
+    return bert.dropout_masks(recipe.model, batch, dropout.fold(stream, step))
+
+
+def losses(logits: jax.Array, targets: Targets) -> jax.Array:
+    """The loss of each target, float32 `[targets]`: squared error for one output, else cross-entropy in nats."""
+    if logits.shape[-1] == 1:
+        return jnp.square(logits[:, 0] - targets.label)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, targets.label)
+
+
+def train_step(
+    recipe: Recipe,
+    frozen: Tree,
+    state: RunState,
+    mask: Tree,
+    features: jax.Array | None,
+    batch: Batch,
+    noise: bert.Masks,
+    update: Update,
+    device_sum: Sum = lambda tree: tree,
+) -> tuple[RunState, jax.Array]:
+    """One update of one run, and its loss: the weighted mean over the targets of the whole batch.
+
+    Only trained leaves are differentiated. `device_sum` adds over the devices that share a batch.
+    """
+    total = device_sum(batch.targets.weight.sum())
+
+    def loss_of(values: Tree) -> jax.Array:
+        logits = suffix(recipe, rules.merge(values, frozen), features, batch, noise)
+        return jnp.sum(losses(logits, batch.targets) * batch.targets.weight) / total
+
+    loss, grads = device_sum(jax.value_and_grad(loss_of)(state.values))
+    optimizer = make_optimizer(recipe.optimizer, recipe.label_tree, mask, **update._asdict())
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.values)
+    # Selected once more: -0.0 + 0.0 is 0.0, and a masked scalar keeps its bits.
+    values = masks.select(mask, optax.apply_updates(state.values, updates), state.values)
+    return RunState(values, opt_state), loss
+
+
+def eval_step(
+    recipe: Recipe, frozen: Tree, values: Tree, features: jax.Array | None, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+    """`(prediction, loss)` of each target without dropout: float32 class or score, and float32 loss, `[targets]`."""
+    logits = suffix(recipe, rules.merge(values, frozen), features, batch, {})
+    if logits.shape[-1] == 1:
+        return logits[:, 0], losses(logits, batch.targets)
+    return jnp.argmax(logits, axis=-1).astype(jnp.float32), losses(logits, batch.targets)
