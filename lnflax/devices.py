@@ -50,6 +50,17 @@ class Plan:
                 return device, seeds.index(seed), rates.index(rate)
         raise ValueError(f"no device has run {seed}, {rate}")
 
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        """Runs from all devices to the cell's order: `[devices, steps, seeds, rates, …]` to `[steps, S, R, …]`.
+
+        Where the batch is split and there is a last axis of targets, its parts are joined.
+        """
+        if self.split_batch:
+            return np.concatenate(list(values), axis=-1) if values.ndim == 5 else values[0]
+        seeds, rates = max(map(max, self.seeds)) + 1, max(map(max, self.rates)) + 1
+        places = [[self.owner(seed, rate) for rate in range(rates)] for seed in range(seeds)]
+        return np.stack([np.stack([values[d][:, i, j] for d, i, j in row], axis=1) for row in places], axis=1)
+
 
 def make_plan(seeds: int, rates: int, devices: int, batch_size: int) -> Plan:
     """Spreads `seeds × rates` runs over devices; with fewer runs than devices the batch is split.

@@ -39,14 +39,14 @@ def kept(state: jax.Array, rate: float) -> jax.Array:
 
 def token_mask(state: jax.Array, examples: jax.Array, positions: jax.Array, size: int, rate: float) -> jax.Array:
     """What dropout keeps of one vector a token, bool `[..., size]` for ids and positions of shape `[...]`."""
-    token = fold(fold(state, examples), positions)
-    return kept(fold(token[..., None], jnp.arange(size)), rate)
+    token = fold(fold(state, examples), positions)[..., None]
+    return kept(fold(token, jnp.arange(size).reshape((1,) * (token.ndim - 1) + (size,))), rate)
 
 
 def attention_mask(state: jax.Array, examples: jax.Array, positions: jax.Array, heads: int, rate: float) -> jax.Array:
     """What dropout keeps of the attention weights, bool `[rows, heads, query, key]` for ids `[rows, length]`."""
     query = fold(fold(state, examples), positions)
-    head = fold(query[:, None, :], jnp.arange(heads)[:, None])
+    head = fold(query[:, None, :], jnp.arange(heads)[None, :, None])
     return kept(fold(head[..., None], positions[:, None, None, :]), rate)
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from lnflax import devices, step
+from lnflax import devices, rules, step
 from lnflax.batches import Batch
 from lnflax.step import Recipe, RunState, Update
 
@@ -186,11 +186,50 @@ def eval_steps(
     return jax.lax.fori_loop(0, count, one_batch, (empty, empty))
 
 
+def initial_states(recipe: Recipe, rates: int, body: Tree, heads: Tree, masks: Tree) -> RunState:
+    """The states of one device's runs before the first update, leaves `[seeds, rates, …]`.
+
+    Args:
+        recipe: what trains.
+        rates: how many learning rates the rectangle has.
+        body: the body's trained values, None elsewhere.
+        heads: the heads, leaves `[seeds, …]`, None elsewhere.
+        masks: elementwise masks, leaves `[seeds, …]`.
+    """
+
+    def one_seed(head: Tree, mask: Tree) -> RunState:
+        state = step.initial_state(recipe, rules.merge(head, body), mask)
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (rates, *jnp.shape(x))), state)
+
+    return jax.vmap(one_seed)(heads, masks)
+
+
+def moved(states: RunState, initial: RunState) -> Tree:
+    """Which trained leaves differ from what they were: bool `[seeds, rates]` a leaf."""
+
+    def differs(now: jax.Array, then: jax.Array) -> jax.Array:
+        return jnp.any((now != then).reshape(*now.shape[:2], -1), axis=-1)
+
+    return jax.tree.map(differs, states.values, initial.values)
+
+
 @functools.cache
 def train_program(recipe: Recipe, chunks: Chunks, plan: devices.Plan) -> Callable:
     """`train_steps` on the plan's devices; the states are donated. Cells of one recipe and plan share it."""
     function = functools.partial(train_steps, recipe, chunks, plan.split_batch)
     return devices.parallel(function, plan.devices, donate=(0,))
+
+
+@functools.cache
+def initial_program(recipe: Recipe, rates: int, count: int) -> Callable:
+    """`initial_states` on `count` devices."""
+    return devices.parallel(functools.partial(initial_states, recipe, rates), count)
+
+
+@functools.cache
+def moved_program(count: int) -> Callable:
+    """`moved` on `count` devices."""
+    return devices.parallel(moved, count)
 
 
 @functools.cache

@@ -7,6 +7,7 @@ and sizes) alone: the same on every machine, in every order, for every task.
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import jax
@@ -38,10 +39,10 @@ def choose(rule: MaskRule | None, params: Tree, labels: Tree, seed: int) -> Tree
         if rule.kind == "random":
             chosen = _draw("all", leaves, rule.size, stream)
         else:
-            for norm, own in _by_norm(leaves).items():
+            for own in _by_norm(leaves).values():
                 for group, size in _pools(own, rule):
                     farthest = rule.kind == "outliers"
-                    chosen |= _farthest(group, size) if farthest else _draw(norm, group, size, stream)
+                    chosen |= _farthest(group, size) if farthest else _draw("+".join(group), group, size, stream)
     return rules.unflatten({path: chosen.get(path) for path in flat_labels})
 
 
@@ -62,7 +63,8 @@ def _pools(norm: dict[str, Any], rule: MaskRule) -> list[tuple[dict[str, Any], i
 def _farthest(group: dict[str, Any], size: int) -> dict[str, np.ndarray]:
     """The `size` scalars of the pooled group farthest from its mean; ties to the earlier leaf, then lower index."""
     values = np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in group.values()])
-    order = np.argsort(-np.abs(values - values.mean()), kind="stable")
+    mean = math.fsum(values) / len(values)  # rounded once: numpy's sum may differ by machine, and decide a tie
+    order = np.argsort(-np.abs(values - mean), kind="stable")
     return _scatter(group, order[:size])
 
 

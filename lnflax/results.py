@@ -80,14 +80,14 @@ def _make_folder(folder: Path) -> None:
         raise InputError(f"{folder} cannot be a folder: a file is in its place") from error
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Plain JSON values: arrays and numpy scalars become lists and numbers, non-finite numbers None."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -99,7 +99,7 @@ def _refuse_constant(name: str) -> None:
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Strict JSON (non-finite is null), UTF-8, keys in the order given; the file appears whole or not at all."""
-    text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
     durable_write(path, f"{text}\n".encode())
 
 
@@ -133,7 +133,7 @@ def start_metrics(cell: Path) -> None:
 
 def append_metrics(cell: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Adds one line of strict JSON a row, all of them in one write."""
-    lines = (json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    lines = (json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     data = "".join(lines).encode()
     _make_folder(cell)
     with (cell / METRICS).open("ab") as file:

@@ -60,11 +60,19 @@ def _label_paths(paths: Iterable[str], rules: Rules, name: str) -> dict[str, str
             raise InputError(f"{name}: no rule takes {path!r}; the rules are {[pattern for pattern, _ in rules]}")
         taken.add(rule)
         labels[path] = rules[rule][1]
-    for i, (pattern, _) in enumerate(rules):
+    for i in range(len(rules)):
         if i not in taken:
-            hint = nearest(pattern, labels) or f"; the paths are {_some(labels)}"
-            raise InputError(f"{name}: rule {pattern!r} takes no parameter{hint}")
+            raise InputError(f"{name}: rule {rules[i][0]!r} takes no parameter; {_why_idle(patterns, i, labels)}")
     return labels
+
+
+def _why_idle(patterns: Sequence[re.Pattern], idle: int, paths: Iterable[str]) -> str:
+    """What stands in the way of a rule: the rule before it, or its spelling."""
+    own = patterns[idle]
+    for path in filter(own.fullmatch, paths):
+        before = next(pattern.pattern for pattern in patterns if pattern.fullmatch(path))
+        return f"{path!r} is taken by {before!r} before it"
+    return nearest(own.pattern, paths).removeprefix("; ") or f"the paths are {_some(paths)}"
 
 
 def _some(paths: Iterable[str]) -> str:
@@ -82,8 +90,8 @@ def split(params: Tree, labels: Tree) -> tuple[Tree, Tree]:
 
     {"a": 1, "b": 2} with {"a": "trainable", "b": "frozen"} gives ({"a": 1, "b": None}, {"a": None, "b": 2}).
     """
-    trained = jax.tree.map(lambda leaf, label: None if label == "frozen" else leaf, params, labels)
-    frozen = jax.tree.map(lambda leaf, label: leaf if label == "frozen" else None, params, labels)
+    trained = jax.tree.map(lambda label, leaf: None if label == "frozen" else leaf, labels, params)
+    frozen = jax.tree.map(lambda label, leaf: leaf if label == "frozen" else None, labels, params)
     return trained, frozen
 
 

@@ -86,7 +86,7 @@ def make_setting(
         return _user_setting(name, user_rules[name])
     stem, _, digits = name.rpartition("_")
     pooler = (("bert/pooler/.*", "trainable"),) if options.train_pooler else ()
-    if stem in NUMBERED and digits.isdecimal():
+    if stem in NUMBERED and digits.isdecimal() and name == f"{stem}_{int(digits)}":
         own, mask = _numbered(name, stem, int(digits), options, layers, hidden_size)
     elif name == "random":
         scope = r"bert/.*" if options.random_scope == "all" else r"bert/encoder/.*"
@@ -137,7 +137,8 @@ def _numbered(
         raise InputError(f"settings: {name!r}: outliers.pool=each takes N/2 of scale and of bias; N must be even")
     norms = {"both": rf"{BLOCK}/(attention/)?output/LayerNorm", "a": LN_A, "f": LN_F}[options.outlier_norms]
     leaves = pool if pool in ("scale", "bias") else "(scale|bias)"
-    return ((f"{norms}/{leaves}", "masked"),), MaskRule(stem, number, pool)
+    mask = MaskRule(stem, number, pool, per_seed=options.random_per_seed)
+    return ((f"{norms}/{leaves}", "masked"),), mask
 
 
 def check_options(options: Options) -> None:

@@ -16,6 +16,8 @@ Name = tuple[str | int, ...]
 
 def words(name: Name, count: int) -> np.ndarray:
     """`count` words of the stream, uint64 `[count]`, uniform."""
+    if any(type(part) not in (str, int) for part in name):
+        raise TypeError(f"a stream's name holds str and int: numpy's integers print differently; got {name!r}")
     digest = hashlib.sha256("\x1f".join(map(repr, name)).encode()).digest()
     key = np.frombuffer(digest[:16], dtype="<u8")
     return np.random.Philox(key=key).random_raw(count)

@@ -1,0 +1,183 @@
+"""ConfigDict to frozen, validated dataclasses; ConfigDict stops here. Every default is in `configs/base.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lnflax import bert, heads, optimizer, selection, settings
+from lnflax.errors import InputError, check_choice
+from lnflax.optimizer import OptimizerConfig
+from lnflax.settings import Options
+from lnflax.tasks import TASKS
+
+SAME = ("epochs", "batch_size", "max_length", "max_train_examples", "report_epoch", "schedule", "head_init")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A study: tasks × settings × seeds × learning rates, and one protocol for all of them."""
+
+    model_name: str
+    pooling: str
+    dtype: str
+    data_path: str
+    eval_split: str
+    tasks: tuple[str, ...]
+    settings: tuple[str, ...]
+    rules: Mapping[str, tuple[tuple[str, str], ...]]
+    seeds: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    epochs: int
+    batch_size: int
+    max_length: int
+    max_train_examples: int
+    report_epoch: str
+    schedule: str
+    head_init: str
+    warmup_ratio: float
+    optimizer: OptimizerConfig
+    options: Options
+    record: dict[str, Any] = dataclasses.field(compare=False)  # the fields as given, for config.json
+
+
+def parse(given: ConfigDict) -> Config:
+    """The config, checked.
+
+    Raises:
+        InputError: a field is missing, None, of a wrong type, or out of its range; the message names the field.
+    """
+    record = given.to_dict()
+    _check_complete(record)
+    model, data, adam, outliers, random = (record[k] for k in ("model", "data", "optimizer", "outliers", "random"))
+    config = Config(
+        model_name=model["name"],
+        pooling=model["pooling"],
+        dtype=model["dtype"],
+        data_path=data["path"],
+        eval_split=data["eval_split"],
+        tasks=_strings("tasks", record["tasks"]),
+        settings=_strings("settings", record["settings"]),
+        rules={name: _rules(name, rules) for name, rules in record["rules"].items()},
+        seeds=_integers("seeds", record["seeds"]),
+        learning_rates=_rates(record["learning_rates"]),
+        options=Options(
+            outlier_pool=outliers["pool"],
+            outlier_norms=outliers["norms"],
+            random_count=random["count"],
+            random_scope=random["scope"],
+            random_per_seed=random["per_seed"],
+            bitfit_scope=record["bitfit"]["scope"],
+            train_pooler=record["train_pooler"],
+        ),
+        optimizer=OptimizerConfig(**{k: v for k, v in adam.items() if k != "warmup_ratio"}),
+        warmup_ratio=adam["warmup_ratio"],
+        record=record,
+        **{name: record[name] for name in SAME},
+    )
+    _check_choices(config)
+    _check_ranges(config)
+    return config
+
+
+def without_paths(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with folders named by their last part, so that results are the same on every machine."""
+    model, data = record["model"], record["data"]
+    return {
+        **record,
+        "model": {**model, "name": _short(model["name"])},
+        "data": {**data, "path": _short(data["path"])},
+    }
+
+
+def _short(name: str) -> str:
+    folder = Path(name).expanduser()
+    return folder.resolve().name if folder.is_dir() else name
+
+
+def _check_complete(record: dict[str, Any], prefix: str = "") -> None:
+    """ml_collections lets None into any field."""
+    for name, value in record.items():
+        if value is None:
+            raise InputError(f"{prefix}{name}: is None; give a value")
+        if isinstance(value, dict):
+            _check_complete(value, f"{prefix}{name}.")
+
+
+def _sequence(field: str, values: Any) -> tuple:
+    items = tuple(values) if isinstance(values, tuple | list) else (values,)
+    if not items:
+        raise InputError(f"{field}: is empty; give at least one")
+    doubles = [item for i, item in enumerate(items) if item in items[:i]]
+    if doubles:
+        raise InputError(f"{field}: {doubles[0]!r} is given twice")
+    return items
+
+
+def _strings(field: str, values: Any) -> tuple[str, ...]:
+    for value in (items := _sequence(field, values)):
+        if not isinstance(value, str):
+            raise InputError(f"{field}: {value!r} is not a name")
+    return items
+
+
+def _integers(field: str, values: Any) -> tuple[int, ...]:
+    for value in (items := _sequence(field, values)):
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+            raise InputError(f"{field}: {value!r}; allowed are whole numbers from 0")
+    return items
+
+
+def _rates(values: Any) -> tuple[float, ...]:
+    for value in (items := _sequence("learning_rates", values)):
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not math.isfinite(value) or value <= 0:
+            raise InputError(f"learning_rates: {value!r}; allowed are numbers above 0")
+    return tuple(float(value) for value in items)
+
+
+def _rules(name: str, rules: Iterable) -> tuple[tuple[str, str], ...]:
+    pairs = tuple(tuple(rule) for rule in rules)
+    for pair in pairs:
+        if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise InputError(f"rules.{name}: {pair!r} is not a (regex, label) pair")
+    return pairs
+
+
+def _check_choices(c: Config) -> None:
+    check_choice("model.pooling", c.pooling, bert.POOLINGS)
+    check_choice("model.dtype", c.dtype, bert.DTYPES)
+    check_choice("report_epoch", c.report_epoch, selection.REPORT_EPOCHS)
+    check_choice("schedule", c.schedule, optimizer.SCHEDULES)
+    check_choice("head_init", c.head_init, heads.INITS)
+    check_choice("optimizer.epsilon_form", c.optimizer.epsilon_form, optimizer.EPSILON_FORMS)
+    for task in c.tasks:
+        check_choice("tasks", task, TASKS)
+    settings.check_options(c.options)
+    if c.options.train_pooler and c.pooling != "pooler":
+        raise InputError(f"train_pooler: there is no pooler with model.pooling={c.pooling}")
+
+
+def _check_ranges(c: Config) -> None:
+    adam = c.optimizer
+    least: dict[str, tuple[float, float]] = {
+        "epochs": (c.epochs, 0),
+        "batch_size": (c.batch_size, 1),
+        "max_length": (c.max_length, 4),
+        "max_train_examples": (c.max_train_examples, 0),
+        "optimizer.eps": (adam.eps, 0),
+        "optimizer.weight_decay": (adam.weight_decay, 0),
+        "optimizer.clip_norm": (adam.clip_norm, 0),
+        "optimizer.head_learning_rate": (adam.head_learning_rate, 0),
+    }
+    for field, (value, lowest) in least.items():
+        if not math.isfinite(value) or value < lowest:
+            raise InputError(f"{field}: {value!r}; allowed are numbers from {lowest}")
+    for field, value in {"b1": adam.b1, "b2": adam.b2, "warmup_ratio": c.warmup_ratio}.items():
+        if not 0 <= value < 1:
+            raise InputError(f"optimizer.{field}: {value!r}; allowed are numbers from 0 to below 1")

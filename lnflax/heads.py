@@ -1,0 +1,37 @@
+"""The fresh head of a seed: a function of (seed, task, parameter path) alone."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lnflax import rules, streams
+from lnflax.bert import BertConfig, parameter_shapes
+
+INITS = ("normal", "truncated_normal", "zeros")
+
+
+def make_head(config: BertConfig, *, init: str, seed: int, task: str) -> dict[str, np.ndarray]:
+    """The classifier's parameters by path, float32: a drawn kernel of the checkpoint's `initializer_range`, zero bias.
+
+    `truncated_normal` (the TensorFlow BERT's) is cut at two standard deviations.
+    """
+    head = {}
+    for path, shape in rules.flatten(parameter_shapes(config)).items():
+        if path.startswith("classifier/"):
+            drawn = path.endswith("/kernel") and init != "zeros"
+            head[path] = _draw(init, path, shape.shape, config.initializer_range, seed, task) if drawn else None
+            if head[path] is None:
+                head[path] = np.zeros(shape.shape, np.float32)
+    return head
+
+
+def _draw(init: str, path: str, shape: tuple[int, ...], deviation: float, seed: int, task: str) -> np.ndarray:
+    words = streams.words(("head", path, task, seed), 1).view(np.uint32)
+    key = jax.random.wrap_key_data(jnp.asarray(words), impl="threefry2x32")
+    if init == "truncated_normal":
+        values = jax.random.truncated_normal(key, -2.0, 2.0, shape, jnp.float32)
+    else:
+        values = jax.random.normal(key, shape, jnp.float32)
+    return np.asarray(values) * np.float32(deviation)

@@ -1,0 +1,108 @@
+"""What is known of each run of a cell so far: losses, scores, divergence, predictions. It reads and writes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from lnflax import metrics
+from lnflax.cells import TaskData
+from lnflax.config import Config
+
+Evals = dict[str, tuple[np.ndarray, np.ndarray]]  # split: predictions and losses, [seeds, rates, examples]
+
+
+class Ledger:
+    """What is known of each run of a cell so far; runs are `[seed, rate]` of the config's lists."""
+
+    def __init__(self, config: Config, data: TaskData) -> None:
+        self.config, self.data = config, data
+        self.shape = (len(config.seeds), len(config.learning_rates))
+        self.diverged = np.zeros(self.shape, np.int64)  # the first step whose loss was not finite; 0: none
+        self.last = np.empty(self.shape, object)
+        self.best = np.empty(self.shape, object)
+        self.predictions: dict[str, np.ndarray] = {}
+
+    def add(self, epoch: int, step: int, losses: np.ndarray, evals: Evals, seconds: float) -> list[dict]:
+        """An epoch's losses `[steps, seeds, rates]` and evaluations; returns its lines of metrics.jsonl."""
+        first = step - len(losses)
+        self._watch(first, losses, evals)
+        sizes = np.full(len(losses), self.config.batch_size)
+        sizes[-1] = len(self.data.train.labels) - sizes[:-1].sum()
+        lines = []
+        for run in np.ndindex(self.shape):
+            seed, rate = self.config.seeds[run[0]], self.config.learning_rates[run[1]]
+            scores = self._scores(run, evals)
+            row = {"train_loss": float(np.average(losses[:, *run], weights=sizes)), **scores}
+            self._keep(run, {"epoch": epoch, **row}, evals)
+            lines.append(
+                {"seed": seed, "learning_rate": rate, "epoch": epoch, "step": step, **row, "seconds": round(seconds, 3)}
+            )
+        return lines
+
+    def _watch(self, first: int, losses: np.ndarray, evals: Evals) -> None:
+        bad = ~np.isfinite(losses)
+        when = first + 1 + np.argmax(bad, axis=0)
+        self.diverged = np.where((self.diverged == 0) & bad.any(axis=0), when, self.diverged)
+        for _, loss in evals.values():
+            late = (self.diverged == 0) & ~np.isfinite(loss).all(axis=-1)
+            self.diverged = np.where(late, first + len(losses), self.diverged)
+
+    def _scores(self, run: tuple, evals: Evals) -> dict[str, Any]:
+        task, scores = self.data.task, {}
+        for i, split in enumerate((*self.data.evals, *self.data.absent)):
+            ending = f"_{split.rpartition('_')[2]}" if i else ""
+            names = task.metrics
+            values: dict[str, float | None] = dict.fromkeys(names)
+            if split in evals and not self.diverged[run]:
+                predictions, loss = (part[run] for part in evals[split])
+                values |= metrics.compute(names, predictions, self.data.evals[split].labels)
+                if not i:
+                    scores["eval_loss"] = float(loss.mean())
+            elif not i:
+                scores["eval_loss"] = None
+            scores |= {f"{name}{ending}": value for name, value in values.items()}
+        return scores
+
+    def _keep(self, run: tuple, row: dict[str, Any], evals: Evals) -> None:
+        metric = self.data.task.metrics[0]
+        values = [-np.inf if r is None or r[metric] is None else r[metric] for r in (self.best[run], row)]
+        better = self.best[run] is None or values[1] > values[0]
+        self.last[run] = row
+        self.best[run] = row if better else self.best[run]
+        for kind in ("last", "best")[: 1 + better]:
+            for split, (predictions, loss) in evals.items():
+                own = predictions[run] if not self.data.task.labels else classes(predictions[run], loss[run])
+                name = f"{kind}/{split}"
+                if name not in self.predictions:
+                    self.predictions[name] = np.zeros((*self.shape, *own.shape), own.dtype)
+                self.predictions[name][run] = own
+
+    def runs(self) -> list[dict[str, Any]]:
+        """The runs of results.json, by seed, then rate."""
+        return [
+            {
+                "seed": self.config.seeds[run[0]],
+                "learning_rate": self.config.learning_rates[run[1]],
+                "status": "diverged" if self.diverged[run] else "finished",
+                "diverged_step": int(self.diverged[run]) or None,
+                "last": self.last[run],
+                "best": self.best[run],
+                "delta": None,
+            }
+            for run in np.ndindex(self.shape)
+        ]
+
+    def constant(self) -> int:
+        """How many finished runs give one class to the whole first development set."""
+        if not self.data.task.labels:
+            return 0
+        predictions = self.predictions[f"last/{next(iter(self.data.evals))}"]
+        same = (predictions == predictions[..., :1]).all(axis=-1)
+        return int((same & (self.diverged == 0)).sum())
+
+
+def classes(predictions: np.ndarray, losses: np.ndarray) -> np.ndarray:
+    """Classes, int32; -1 where the logits were not finite."""
+    return np.where(np.isfinite(losses), predictions, -1).astype(np.int32)

@@ -1,0 +1,57 @@
+"""What a study says while it works: one moving line on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+PLAIN_SECONDS = 30.0  # between two lines of one cell where there is no terminal
+
+
+class Reporter:
+    """The one door for words to the user; a cell's progress is `start`, `advance`, `finish`."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(soft_wrap=True, highlight=False)
+        self._bar: Progress | None = None
+        self._title, self._total, self._done = "", 0, 0
+        self._began = self._spoke = time.monotonic()
+
+    def say(self, text: object) -> None:
+        """A line, or a table, that stays."""
+        self.console.print(text, markup=False) if isinstance(text, str) else self.console.print(text)
+
+    def warn(self, text: str) -> None:
+        """A line that asks for attention."""
+        self.say(f"warning: {text}")
+
+    def start(self, title: str, steps: int) -> None:
+        """A cell of so many steps begins."""
+        self._title, self._total, self._done = title, steps, 0
+        self._began = self._spoke = time.monotonic()
+        if self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"))
+            self._bar = Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True)
+            self._bar.add_task(title, total=steps, text="compiling")
+            self._bar.start()
+
+    def advance(self, epoch: str, steps: int) -> None:
+        """So many steps more are done."""
+        self._done += steps
+        now = time.monotonic()
+        speed = self._done / max(now - self._began, 1e-9)
+        left = time.strftime("%H:%M:%S", time.gmtime((self._total - self._done) / max(speed, 1e-9)))
+        text = f"epoch {epoch}  step {self._done}/{self._total}  {speed:.2f} steps/s  {left} left"
+        if self._bar is not None:
+            self._bar.update(self._bar.task_ids[0], completed=self._done, text=text)
+        elif now - self._spoke >= PLAIN_SECONDS:
+            self._spoke = now
+            self.say(f"{self._title}  {text}")
+
+    def finish(self) -> None:
+        """The cell is over, well or not."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,105 @@
+"""Texts to token ids, once, with the checkpoint's own tokenizer; cached by content under the user's cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from lnflax.errors import InputError
+from lnflax.tasks import Texts
+
+FORM = 1  # of the cached files; raised when their content changes its meaning
+
+
+class Encoded(NamedTuple):
+    """Examples end to end: example i is `offsets[i]:offsets[i + 1]` of the flat arrays."""
+
+    tokens: np.ndarray  # int32 [tokens]
+    token_types: np.ndarray  # int32 [tokens]
+    offsets: np.ndarray  # int64 [examples + 1]
+    labels: np.ndarray  # int32 classes or float32 scores [examples]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, int64 `[examples]`."""
+        return np.diff(self.offsets)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+        InputError: the folder has none that can be read.
+    """
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"model.name: {folder} has no tokenizer that can be read: {error}") from error
+
+
+def cache_folder() -> Path:
+    """Where token ids are kept: `$LNFLAX_CACHE`, else `lnflax` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("LNFLAX_CACHE") or Path(base) / "lnflax")
+
+
+def encode(tokenizer: Any, texts: Texts, max_length: int) -> Encoded:
+    """The token ids of all examples, pairs cut longest first; from the cache where it has them."""
+    path = cache_folder() / f"tokens-{_key(tokenizer, texts, max_length)}.safetensors"
+    try:
+        return Encoded(**load_file(path), labels=texts.labels)
+    except (FileNotFoundError, SafetensorError, OSError, TypeError):
+        pass
+    encoded = _tokenize(tokenizer, texts, max_length)
+    _store(path, {name: value for name, value in encoded._asdict().items() if name != "labels"})
+    return encoded
+
+
+def _tokenize(tokenizer: Any, texts: Texts, max_length: int) -> Encoded:
+    rows = tokenizer(*texts.columns, truncation="longest_first", max_length=max_length, return_token_type_ids=True)
+    lengths = [len(row) for row in rows["input_ids"]]
+    return Encoded(
+        np.concatenate([np.asarray(row, np.int32) for row in rows["input_ids"]]),
+        np.concatenate([np.asarray(row, np.int32) for row in rows["token_type_ids"]]),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        texts.labels,
+    )
+
+
+def _key(tokenizer: Any, texts: Texts, max_length: int) -> str:
+    """sha256 of everything that the token ids depend on."""
+    import tokenizers
+    import transformers
+
+    sha = hashlib.sha256(f"{FORM} {max_length} {tokenizers.__version__} {transformers.__version__}".encode())
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    del state["truncation"], state["padding"]  # left over from the last call, and set anew by each
+    sha.update(json.dumps(state).encode())
+    for column in texts.columns:
+        sha.update(f"\x1e{len(column)}".encode())
+        for text in column:
+            raw = text.encode("utf-8", "surrogatepass")
+            sha.update(f"\x1f{len(raw)}\x1f".encode() + raw)
+    return sha.hexdigest()
+
+
+def _store(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Whole or not at all; a cache that cannot be written costs time, not the study."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(save(arrays))
+        Path(file.name).replace(path)
+    except OSError as error:
+        logging.getLogger(__name__).warning("cannot keep token ids in %s: %s", path.parent, error)
