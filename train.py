@@ -54,7 +54,7 @@ def main(_: list[str]) -> None:
     for name in ("absl", "datasets"):  # which greet at level INFO
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
-        study.run(config.parse(CONFIG.value), Path(WORKDIR.value), Reporter(), dry_run=DRY_RUN.value)
+        study.run(config.parse(CONFIG.value), Path(str(WORKDIR.value)), Reporter(), dry_run=DRY_RUN.value)
     except InputError as error:
         fail(str(error))
 

@@ -122,13 +122,13 @@ def make_batches(encoded: Encoded, order: np.ndarray, length: int, parts: int) -
     inside = column < sizes[..., None]
     where = np.where(inside, starts[..., None] + column, 0)
 
-    def tokens(flat: np.ndarray) -> np.ndarray:
+    def read(flat: np.ndarray) -> np.ndarray:
         return np.where(inside, flat[where], 0).astype(np.int32)
 
     ids = np.arange(1, order.shape[-1] + 1, dtype=np.int32)[:, None]
     rows = (
-        tokens(encoded.tokens),
-        tokens(encoded.token_types),
+        read(encoded.tokens),
+        read(encoded.token_types),
         np.where(inside, column, 0).astype(np.int32),
         np.where(inside, ids, 0).astype(np.int32),
     )
@@ -137,8 +137,8 @@ def make_batches(encoded: Encoded, order: np.ndarray, length: int, parts: int) -
     label = np.where(present, encoded.labels[order], 0).astype(encoded.labels.dtype)
     targets = (row, np.zeros_like(row), label, present.astype(np.float32))
     axis = order.ndim - 1
-    rows = tuple(_cut(value, axis, parts) for value in rows)
-    return Batch(*rows, Targets(*(_cut(value, axis, parts) for value in targets)))
+    tokens, types, positions, example_ids = (_cut(value, axis, parts) for value in rows)
+    return Batch(tokens, types, positions, example_ids, Targets(*(_cut(value, axis, parts) for value in targets)))
 
 
 def _cut(value: np.ndarray, axis: int, parts: int) -> np.ndarray:

@@ -118,7 +118,7 @@ def train_steps(
         return noise, step.prefix(recipe, frozen, batch, noise)
 
     def one_run(state: RunState, mask: Tree, features: Any, batch: Batch, noise: Any, rate: tuple, number: Any) -> Any:
-        update = Update(*rate, number)
+        update = Update(rate=rate[0], head_rate=rate[1], step=number)
         return step.train_step(recipe, frozen, state, mask, features, batch, noise, update, total)
 
     def one_step(i: jax.Array, carry: tuple[RunState, jax.Array]) -> tuple[RunState, jax.Array]:

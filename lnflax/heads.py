@@ -17,13 +17,11 @@ def make_head(config: BertConfig, *, init: str, seed: int, task: str) -> dict[st
 
     `truncated_normal` (the TensorFlow BERT's) is cut at two standard deviations.
     """
-    head = {}
-    for path, shape in rules.flatten(parameter_shapes(config)).items():
-        if path.startswith("classifier/"):
-            drawn = path.endswith("/kernel") and init != "zeros"
-            head[path] = _draw(init, path, shape.shape, config.initializer_range, seed, task) if drawn else None
-            if head[path] is None:
-                head[path] = np.zeros(shape.shape, np.float32)
+    shapes = {p: s.shape for p, s in rules.flatten(parameter_shapes(config)).items() if p.startswith("classifier/")}
+    head = {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
+    if init != "zeros":
+        path = "classifier/kernel"
+        head[path] = _draw(init, path, shapes[path], config.initializer_range, seed, task)
     return head
 
 

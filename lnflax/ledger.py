@@ -50,25 +50,19 @@ class Ledger:
             self.diverged = np.where(late, first + len(losses), self.diverged)
 
     def _scores(self, run: tuple, evals: Evals) -> dict[str, Any]:
-        task, scores = self.data.task, {}
-        for i, split in enumerate((*self.data.evals, *self.data.absent)):
-            ending = f"_{split.rpartition('_')[2]}" if i else ""
-            names = task.metrics
+        names, first = self.data.task.metrics, next(iter(self.data.evals))
+        loss = None if self.diverged[run] else float(evals[first][1][run].mean())
+        scores: dict[str, float | None] = {"eval_loss": loss}
+        for split in (*self.data.evals, *self.data.absent):
+            ending = "" if split == first else f"_{split.rpartition('_')[2]}"
             values: dict[str, float | None] = dict.fromkeys(names)
             if split in evals and not self.diverged[run]:
-                predictions, loss = (part[run] for part in evals[split])
-                values |= metrics.compute(names, predictions, self.data.evals[split].labels)
-                if not i:
-                    scores["eval_loss"] = float(loss.mean())
-            elif not i:
-                scores["eval_loss"] = None
+                values |= metrics.compute(names, evals[split][0][run], self.data.evals[split].labels)
             scores |= {f"{name}{ending}": value for name, value in values.items()}
         return scores
 
     def _keep(self, run: tuple, row: dict[str, Any], evals: Evals) -> None:
-        metric = self.data.task.metrics[0]
-        values = [-np.inf if r is None or r[metric] is None else r[metric] for r in (self.best[run], row)]
-        better = self.best[run] is None or values[1] > values[0]
+        better = self.best[run] is None or self._value(row) > self._value(self.best[run])
         self.last[run] = row
         self.best[run] = row if better else self.best[run]
         for kind in ("last", "best")[: 1 + better]:
@@ -78,6 +72,10 @@ class Ledger:
                 if name not in self.predictions:
                     self.predictions[name] = np.zeros((*self.shape, *own.shape), own.dtype)
                 self.predictions[name][run] = own
+
+    def _value(self, row: dict[str, Any]) -> float:
+        value = row[self.data.task.metrics[0]]
+        return value if value is not None and np.isfinite(value) else -np.inf
 
     def runs(self) -> list[dict[str, Any]]:
         """The runs of results.json, by seed, then rate."""

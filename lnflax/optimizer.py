@@ -69,7 +69,7 @@ def make_optimizer(
         head_rate: the same for `classifier/`.
         step: t = 0, 1, …; read by `epsilon_form=keras` (eps divided by sqrt(1 - b2^(t+1))).
     """
-    eps = config.eps
+    eps: Any = config.eps
     if config.epsilon_form == "keras":
         eps = config.eps / jnp.sqrt(1.0 - config.b2 ** (jnp.asarray(step, jnp.float32) + 1.0))
 

@@ -7,6 +7,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+PLAIN_WIDTH = 160  # columns, where no terminal says how wide it is
 PLAIN_SECONDS = 30.0  # between two lines of one cell where there is no terminal
 
 
@@ -14,14 +15,16 @@ class Reporter:
     """The one door for words to the user; a cell's progress is `start`, `advance`, `finish`."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(soft_wrap=True, highlight=False)
+        self.console = console or Console(highlight=False)
+        if console is None and not self.console.is_terminal:
+            self.console.width = PLAIN_WIDTH
         self._bar: Progress | None = None
         self._title, self._total, self._done = "", 0, 0
         self._began = self._spoke = time.monotonic()
 
     def say(self, text: object) -> None:
         """A line, or a table, that stays."""
-        self.console.print(text, markup=False) if isinstance(text, str) else self.console.print(text)
+        self.console.print(text, markup=False, soft_wrap=isinstance(text, str))
 
     def warn(self, text: str) -> None:
         """A line that asks for attention."""

@@ -64,12 +64,17 @@ def prefix(recipe: Recipe, frozen: Tree, batch: Batch, noise: bert.Masks) -> jax
     """The stages below the first trained parameter: the same for all learning rates. None where there are none."""
     if recipe.cut == 0:
         return None
-    return Classifier(recipe.model).apply({"params": frozen}, batch, noise, None, 0, recipe.cut)
+    return _apply(recipe, frozen, batch, noise, None, 0, recipe.cut)
 
 
 def suffix(recipe: Recipe, params: Tree, features: jax.Array | None, batch: Batch, noise: bert.Masks) -> jax.Array:
     """The stages from the first trained parameter up: logits, float32 `[targets, outputs]`."""
-    return Classifier(recipe.model).apply({"params": params}, batch, noise, features, recipe.cut)
+    return _apply(recipe, params, batch, noise, features, recipe.cut)
+
+
+def _apply(recipe: Recipe, params: Tree, *args: Any) -> jax.Array:
+    logits: Any = Classifier(recipe.model).apply({"params": params}, *args)
+    return logits
 
 
 def noise(recipe: Recipe, batch: Batch, stream: jax.Array, step: jax.Array) -> bert.Masks:

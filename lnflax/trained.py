@@ -169,11 +169,11 @@ def terminal_table(reports: Iterable[Mapping[str, Any]]) -> Group:
     reports = list(reports)
     # With one task its column says nothing.
     tasks = len({given["task"] for given in reports}) > 1
-    table = Table(box=None, pad_edge=False, header_style="")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="")
     for name in (*(["task"] if tasks else []), "setting"):
-        table.add_column(name, no_wrap=True)
-    for name in ("leaves", "trained", "ratio", "with head", "with emb. norm", "reachable"):
-        table.add_column(name, justify="right")
+        table.add_column(name, overflow="fold", vertical="bottom")
+    for name in ("leaves", "trained", "ratio", "with\nhead", "with\nemb. norm", "reachable"):
+        table.add_column(name, justify="right", overflow="fold", vertical="bottom")
     for given in reports:
         table.add_row(*([given["task"]] if tasks else []), given["setting"], *_row(given))
     return Group(table, *(_composition(given) for given in reports if (given["masks"] or {}).get("kind") == "random"))
@@ -181,9 +181,9 @@ def terminal_table(reports: Iterable[Mapping[str, Any]]) -> Group:
 
 def _row(given: Mapping[str, Any]) -> list[str]:
     body = [parameter for parameter in given["parameters"] if _group(parameter["path"]) != "classifier"]
-    trained = sum(parameter["label"] != "frozen" for parameter in body)
+    leaves = sum(parameter["label"] != "frozen" for parameter in body)
     return [
-        f"{trained} of {len(body)}",
+        str(leaves),
         f"{given['trained']:,}",
         ratio_percent(given["ratio"]),
         *(ratio_percent(given[key]["ratio"]) for key in ("with_head", "with_embeddings_norm")),
@@ -199,4 +199,4 @@ def _composition(given: Mapping[str, Any]) -> str:
 
 def _range(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"

@@ -198,7 +198,8 @@ def evaluate(trainer: Trainer, states: RunState, examples: Encoded) -> tuple[np.
         parts.append([plan.gather(np.asarray(value))[: stop - begin] for value in result])
         begin = stop
     place = order.reshape(-1)[: len(by_length)]
-    return tuple(_in_order(np.concatenate(group), place) for group in zip(*parts, strict=True))
+    predictions, losses = (_in_order(np.concatenate(group), place) for group in zip(*parts, strict=True))
+    return predictions, losses
 
 
 def _copies(made: batches.Batch, count: int) -> batches.Batch:

@@ -148,4 +148,4 @@ def test_a_call_is_cheap():
     start = time.perf_counter()
     for _ in range(5):
         metrics.compute(["accuracy"], predictions, references)
-    assert (time.perf_counter() - start) / 5 < 0.1  # measured: 4 ms
+    assert (time.perf_counter() - start) / 5 < 0.25  # measured: 4 ms

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 from lnflax import bert, rules, streams
 from lnflax.batches import Batch, Targets
 from lnflax.bert import BertConfig
+from lnflax.synthetic import FUNCTION_WORDS
 
 SIZES = {
     "vocab_size": 61,
@@ -107,3 +108,31 @@ def examples(*lengths):
         tokens = 1 + (streams.words(("tokens", i), size) % np.uint64(SIZES["vocab_size"] - 1)).astype(np.int32)
         out.append((tokens, (np.arange(size) >= size // 2).astype(np.int32)))
     return out
+
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+def vocabulary():
+    """WordPiece tokens: the special ones, the words and letters of the generated tasks' grammar."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = sorted(word for word in FUNCTION_WORDS if len(word) > 1)
+    return [*SPECIAL, *letters, *(f"##{letter}" for letter in letters), ",", "?", *words]
+
+
+def write_tokenizer(folder, vocab):
+    """A BERT tokenizer's files in the hub's layout; `vocab` lists the tokens by id."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(vocab) + "\n", encoding="utf-8")
+    raw = {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": 512}
+    (folder / "tokenizer_config.json").write_text(json.dumps(raw), encoding="utf-8")
+    return folder
+
+
+def write_checkpoint(folder):
+    """A whole random checkpoint of two blocks of width 32, tokenizer and all, for any generated task."""
+    vocab = vocabulary()
+    sizes = {"vocab_size": len(vocab), "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
+    shape = config(**sizes, max_position_embeddings=64)
+    write_folder(write_tokenizer(folder, vocab), shape, foreign_state(weights(shape, 0.1)))
+    return folder

