@@ -126,9 +126,6 @@ def _cell(config: Config, model: Model, data: TaskData, setting: Setting, plan: 
     params = _params(data.shape, model)
     labels = rules.label(params, setting.rules, f"settings: {setting.name}")
     recipe = Recipe(data.shape, tuple(rules.flatten(labels).items()), config.optimizer)
-    head = {label for path, label in recipe.labels if path.startswith("classifier/")}
-    if head != {"trainable"}:
-        raise InputError(f"rules.{setting.name}: the classifier always trains; label 'classifier/.*' trainable")
     chosen = [masks.choose(setting.mask, params, labels, seed) for seed in config.seeds]
     report = trained.report(
         data.task.name,
@@ -139,11 +136,18 @@ def _cell(config: Config, model: Model, data: TaskData, setting: Setting, plan: 
         seeds=config.seeds,
         model_name=config.model_name,
         model_sha256=model.sha256,
-        options=config.record["random" if setting.name == "random" else "outliers"],
+        options=_mask_options(config, setting),
         seen=_seen(data),
     )
     epochs = config.epochs or tasks.paper_epochs(data.task, setting.name)
     return Cell(data, setting, recipe, epochs, plan, report)
+
+
+def _mask_options(config: Config, setting: Setting) -> dict[str, Any]:
+    """The fields of the config that chose the mask."""
+    outliers, random = config.record["outliers"], config.record["random"]
+    kinds = {"random": random, "outliers": outliers, "random_norms": {**outliers, "per_seed": random["per_seed"]}}
+    return kinds[setting.mask.kind] if setting.mask else {}
 
 
 def _seen(data: TaskData) -> dict[str, np.ndarray]:

@@ -114,7 +114,8 @@ def _user_setting(name: str, rules: Sequence) -> Setting:
     own = tuple((str(pattern), str(label)) for pattern, label in rules)
     if any(label == "masked" for _, label in own):
         raise InputError(f"rules.{name}: label 'masked' needs a mask; allowed here are trainable, frozen")
-    return Setting(name, own)
+    classifier = ("classifier/.*", "trainable")  # always; a config's rules are of the body
+    return Setting(name, (classifier, *(rule for rule in own if rule != classifier)))
 
 
 def _numbered(

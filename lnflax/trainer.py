@@ -100,9 +100,21 @@ def start(trainer: Trainer) -> RunState:
 
 
 def unmoved(trainer: Trainer, states: RunState) -> list[str]:
-    """The trained leaves that no update has changed in some run, by path."""
+    """The trained leaves that no update has changed in some run, by path.
+
+    Of masked leaves only seeds that drew a scalar there count, and embeddings not at all: rows of tokens and
+    positions that the data does not have are never reached.
+    """
     change = grid.moved_program(trainer.plan.devices)(states, start(trainer))
-    return [path for path, runs in rules.flatten(change).items() if runs is not None and not np.asarray(runs).all()]
+    drawn = rules.flatten(trainer.masks)
+    still = []
+    for path, runs in rules.flatten(change).items():
+        if runs is None or (drawn[path] is not None and path.startswith("bert/embeddings/")):
+            continue
+        given = True if drawn[path] is None else np.asarray(drawn[path]).any(axis=tuple(range(2, drawn[path].ndim)))
+        if not np.where(np.expand_dims(given, -1), np.asarray(runs), True).all():
+            still.append(path)
+    return still
 
 
 def train_epoch(

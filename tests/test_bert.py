@@ -54,22 +54,25 @@ TREE = {
 
 
 def four_rows(examples, layout=PACKED, **options):
-    """A batch of one shape for all tests, so that few programs are compiled; rows are padded, and rows of padding added."""
+    """A batch of one shape for all tests, so that few programs are compiled; with rows of padding."""
     return tiny.batch(examples, (*layout, (), (), ())[:4], length=20, **options)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(tiny.jit, static_argnums=0)
 def forward(config, params, batch, masks):
     return Classifier(config).apply({"params": params}, batch, masks)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(tiny.jit, static_argnums=0)
 def backward(config, params, batch, masks):
     def loss(params):
         out = Classifier(config).apply({"params": params}, batch, masks)
         return jnp.sum(step.losses(out, batch.targets) * batch.targets.weight) / batch.targets.weight.sum(), out
 
     return jax.value_and_grad(loss, has_aux=True)(params)
+
+
+dropout_masks = tiny.jit(bert.dropout_masks, static_argnums=0)
 
 
 def logits(config, batch, masks=None):
@@ -143,7 +146,7 @@ def test_packed_rows_equal_plain_ones_with_dropout_on(pooling):
     config = tiny.config(pooling=pooling)
     examples = tiny.examples(*LENGTHS)
     (plain, loss, gradients), *packed = [
-        results(config, batch, bert.dropout_masks(config, batch, STATE))
+        results(config, batch, dropout_masks(config, batch, STATE))
         for batch in (four_rows(examples, layout) for layout in LAYOUTS)
     ]
     assert np.abs(plain - logits(config, four_rows(examples))).max() > 0.1, "dropout is on"
@@ -158,7 +161,7 @@ def test_packed_rows_equal_plain_ones_with_dropout_on(pooling):
 def test_an_example_does_not_see_its_neighbour_in_the_row(pooling, noisy):
     config = tiny.config(pooling=pooling)
     batch = four_rows(tiny.examples(*LENGTHS))
-    masks = bert.dropout_masks(config, batch, STATE) if noisy else {}
+    masks = dropout_masks(config, batch, STATE) if noisy else {}
     other = changed(batch, 0, slice(0, 7), tokens=[1, 9, 9, 2, 60, 5, 3], token_types=1)  # example 3 of row 0
     before, after = logits(config, batch, masks), logits(config, other, masks)
     assert np.abs(before[2] - after[2]).max() > 1e-3
@@ -196,7 +199,7 @@ def test_rows_and_targets_of_weight_zero_change_nothing(pooling):
             row = batch.targets.row.copy()
             row[-2:] = 2, 3
             batch = batch._replace(targets=batch.targets._replace(row=row))
-        masks = bert.dropout_masks(config, batch, STATE)
+        masks = dropout_masks(config, batch, STATE)
         runs.append(results(config, batch, masks))
     (plain, loss, gradients), (padded, padded_loss, padded_gradients) = runs
     assert padded.shape == (7, 2)
@@ -212,7 +215,7 @@ def test_a_batch_of_padding_only_has_no_nan(pooling):
     batch = four_rows(tiny.examples(*LENGTHS))
     rows = [np.zeros_like(rows) for rows in batch[:4]]
     batch = batch._replace(tokens=rows[0], token_types=rows[1], positions=rows[2], example_ids=rows[3])
-    out, loss, gradients = results(config, batch, bert.dropout_masks(config, batch, STATE))
+    out, loss, gradients = results(config, batch, dropout_masks(config, batch, STATE))
     assert np.isfinite(out).all()
     assert np.isfinite(loss)
     assert all(np.isfinite(leaf).all() for leaf in gradients.values())
@@ -223,7 +226,7 @@ def test_a_batch_of_padding_only_has_no_nan(pooling):
 def test_prefix_and_suffix_make_the_whole_at_every_cut(pooling, noisy):
     config = tiny.config(pooling=pooling)
     batch = four_rows(tiny.examples(*LENGTHS))
-    masks = bert.dropout_masks(config, batch, STATE) if noisy else {}
+    masks = dropout_masks(config, batch, STATE) if noisy else {}
     params = {"params": tiny.params(config)}
     model = Classifier(config)
     whole = model.apply(params, batch, masks)
@@ -232,7 +235,7 @@ def test_prefix_and_suffix_make_the_whole_at_every_cut(pooling, noisy):
         np.testing.assert_array_equal(model.apply(params, batch, masks, features, cut), whole, err_msg=str(cut))
 
 
-@pytest.mark.parametrize("trained", sorted(TREE))
+@pytest.mark.parametrize("trained", {bert.stage_of(tiny.config(), path): path for path in TREE}.values())
 def test_a_recipe_is_cut_at_its_first_trained_parameter(trained):
     config = tiny.config()
     labels = tuple((path, "trainable" if path in (trained, "classifier/bias") else "frozen") for path in sorted(TREE))
@@ -266,7 +269,7 @@ def test_pooling_by_hand():
 
 def test_dropout_sites_are_complete_and_a_rate_of_zero_has_no_mask():
     batch = four_rows(tiny.examples(*LENGTHS))
-    shapes = {name: mask.shape for name, mask in bert.dropout_masks(tiny.config(), batch, STATE).items()}
+    shapes = {name: mask.shape for name, mask in dropout_masks(tiny.config(), batch, STATE).items()}
     tokens, scores = (4, 20, 12), (4, 3, 20, 20)
     blocks = {"attention": tokens, "ffn": tokens, "probs": scores}
     assert shapes == {
@@ -279,16 +282,17 @@ def test_dropout_sites_are_complete_and_a_rate_of_zero_has_no_mask():
         ("attention_probs_dropout_prob", set(shapes) - {"0/probs", "1/probs"}),
         ("classifier_dropout", set(shapes) - {"classifier"}),
     ):
-        assert set(bert.dropout_masks(tiny.config(**{field: 0.0}), batch, STATE)) == left
+        assert set(dropout_masks(tiny.config(**{field: 0.0}), batch, STATE)) == left
 
 
 def test_every_dropout_site_is_applied_and_has_bits_of_its_own():
     config = tiny.config()
     batch = four_rows(tiny.examples(*LENGTHS))
-    masks = bert.dropout_masks(config, batch, STATE)
-    without = logits(config, batch)
+    masks = dropout_masks(config, batch, STATE)
+    everything = {site: np.ones(mask.shape, bool) for site, mask in masks.items()}
+    without = logits(config, batch, everything)
     for site, mask in masks.items():
-        assert np.abs(logits(config, batch, {site: mask}) - without).max() > 1e-4, site
+        assert np.abs(logits(config, batch, everything | {site: mask}) - without).max() > 1e-4, site
     assert len({np.asarray(mask).tobytes() for mask in masks.values()}) == len(masks)
 
 
@@ -311,7 +315,7 @@ def test_bfloat16_keeps_norms_softmax_and_logits_in_float32():
     config = tiny.config(dtype="bfloat16")
     params = tiny.params(config)
     batch = four_rows(tiny.examples(*LENGTHS))
-    masks = bert.dropout_masks(config, batch, STATE)
+    masks = dropout_masks(config, batch, STATE)
     model = Classifier(config)
     closed = jax.make_jaxpr(lambda params: model.apply({"params": params}, batch, masks))(params)
     found = {}
@@ -332,17 +336,20 @@ def test_bfloat16_trains_float32_leaves():
     config = tiny.config(dtype="bfloat16")
     flat = tiny.weights(config)
     flat["bert/encoder/layer/1/output/LayerNorm/scale"] = np.ones(12, np.float32)
-    labels = tuple((path, "trainable") for path in sorted(flat))
+    labels = tuple((path, "trainable" if "LayerNorm" in path else "frozen") for path in sorted(flat))
     recipe = step.Recipe(config, labels, ADAM)
     batch = four_rows(tiny.examples(*LENGTHS))
-    mask = dict.fromkeys(flat)
-    state = step.initial_state(recipe, rules.unflatten(flat), rules.unflatten(mask))
+    values, frozen = rules.split(rules.unflatten(flat), recipe.label_tree)
+    mask = rules.unflatten(dict.fromkeys(flat))
     update = step.Update(jnp.float32(1e-4), jnp.float32(1e-4), jnp.int32(0))
-    frozen = rules.unflatten(dict.fromkeys(flat))
-    train = jax.jit(
-        lambda state: step.train_step(recipe, frozen, state, rules.unflatten(mask), None, batch, {}, update)
-    )
-    state, _ = train(state)
+
+    @tiny.jit
+    def train(values):
+        state = step.initial_state(recipe, values, mask)
+        features = step.prefix(recipe, frozen, batch, {})
+        return step.train_step(recipe, frozen, state, mask, features, batch, {}, update)[0]
+
+    state = train(values)
     floats = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
     assert {leaf.dtype for leaf in floats} == {np.dtype("float32")}
     scale = rules.flatten(state.values)["bert/encoder/layer/1/output/LayerNorm/scale"]

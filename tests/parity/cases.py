@@ -140,7 +140,7 @@ def gradients(case, layout):
     config, flat = weights(case)
     recipe = step.Recipe(config, settings_of(config, "full"), ADAM)
 
-    @jax.jit
+    @tiny.jit
     def run(params, batch):
         def loss(params):
             logits = step.suffix(recipe, params, None, batch, {})
@@ -160,7 +160,7 @@ def ten_steps(setting):
     mask = jax.tree.map(lambda label: None, recipe.label_tree)
     state = step.initial_state(recipe, values, mask)
 
-    @jax.jit
+    @tiny.jit
     def run(frozen, state, batch, update):
         features = step.prefix(recipe, frozen, batch, {})
         return step.train_step(recipe, frozen, state, mask, features, batch, {}, update)[0]

@@ -1,0 +1,95 @@
+"""Trainers of a tiny BERT, for tests of the grid: what `cells` and `study` do, without texts and files."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from configs import base
+from lnflax import batches, bert, config, devices, masks, rules, settings, trainer
+from lnflax.step import Recipe
+from lnflax.tokens import Encoded
+from tests import tiny
+
+SETTINGS = (
+    *("full", "frozen", "mha", "ffn", "layernorms", "ln_a", "ln_f", "bitfit", "random"),
+    *("single_norm_1", "single_norm_2", "outliers_4", "random_norms_4"),
+)
+
+
+def study(**fields):
+    """A parsed config with a few fields changed; `optimizer.eps` is written `optimizer__eps`."""
+    given = base.get_config()
+    values = {"seeds": (0,), "learning_rates": (1e-2,), "batch_size": 8, "epochs": 1} | fields
+    given.update_from_flattened_dict({name.replace("__", "."): value for name, value in values.items()})
+    return config.parse(given)
+
+
+def examples(count=24, outputs=2, shortest=3, longest=9):
+    """Random sentences of the tiny vocabulary, with random labels."""
+    lengths = shortest + (tiny.draw("lengths", (count,), 0.5) + 0.5) * (longest - shortest)
+    offsets = np.concatenate([[0], np.cumsum(lengths.astype(int))]).astype(np.int64)
+    tokens = ((tiny.draw("tokens", (int(offsets[-1]),), 0.5) + 0.5) * 60).astype(np.int32)
+    labels = (tiny.draw("labels", (count,), 0.5) + 0.5) * (5 if outputs == 1 else outputs)
+    return Encoded(tokens, np.zeros_like(tokens), offsets, labels.astype(np.float32 if outputs == 1 else np.int32))
+
+
+def make(setting, study, *, device_count=1, chunks=None, data=None, **model):
+    """A trainer of the tiny BERT, and its body."""
+    data = data or examples()
+    shape = tiny.config(**model)
+    rule = settings.make_setting(
+        setting, study.options, layers=shape.num_hidden_layers, hidden_size=shape.hidden_size, user_rules={}
+    )
+    values = tiny.weights(shape)
+    body = {path: value for path, value in values.items() if path.startswith("bert/")}
+    labels = rules.label(rules.unflatten(values), rule.rules, setting)
+    recipe = Recipe(shape, tuple(rules.flatten(labels).items()), study.optimizer)
+    plan = devices.make_plan(len(study.seeds), len(study.learning_rates), device_count, study.batch_size)
+    own = trainer.make_trainer(
+        study,
+        recipe,
+        plan,
+        task="rte",
+        train=data,
+        epochs=study.epochs,
+        body=body,
+        seed_masks=[masks.choose(rule.mask, rules.unflatten(values), labels, seed) for seed in study.seeds],
+    )
+    return (own if chunks is None else dataclasses.replace(own, chunks=chunks)), body
+
+
+def train(own):
+    """All epochs: the states, and the losses `[steps, seeds, rates]`."""
+    states, losses = trainer.start(own), []
+    lengths = batches.choose_lengths(np.array([own.train.lengths.max()]))
+    for epoch in range(1, own.epochs + 1):
+        states, more = trainer.train_epoch(own, states, epoch, lengths, lambda steps: None)
+        losses.append(more)
+    return states, np.concatenate(losses)
+
+
+def final(own, states):
+    """Every parameter of every run after training: by path `[seeds, rates, …]`, read back from the devices."""
+    flat = rules.flatten(jax.device_get(states.values))
+    frozen = rules.flatten(jax.device_get(own.frozen))
+    seeds, rates = own.plan.seeds, own.plan.rates
+    shape = (max(map(max, seeds)) + 1, max(map(max, rates)) + 1)
+    out = {}
+    for path, value in flat.items():
+        leaf = np.zeros((*shape, *(value.shape[3:] if value is not None else frozen[path].shape[1:])), np.float32)
+        for seed, rate in np.ndindex(shape):
+            device, i, j = own.plan.owner(seed, rate)
+            leaf[seed, rate] = value[device, i, j] if value is not None else frozen[path][device]
+        out[path] = leaf
+    return out
+
+
+def dropout_free():
+    """Fields of the model that switch dropout off."""
+    return {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
+
+
+def stage_names(own):
+    """The stages of the trainer's model."""
+    return bert.stages(own.recipe.model)
