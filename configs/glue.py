@@ -14,7 +14,7 @@ from configs import base
 def get_config(cell: str = "rte,layernorms") -> ConfigDict:
     task, comma, setting = cell.partition(",")
     if not (task and comma and setting):
-        raise ValueError(f"configs/glue.py:{cell}: give TASK,SETTING, as in configs/glue.py:rte,layernorms")
+        raise ValueError("give TASK,SETTING, as in configs/glue.py:rte,layernorms")
     config = base.get_config()
     config.tasks = (task,)
     config.settings = (setting,)

@@ -14,7 +14,7 @@ from configs import base
 
 def get_config(blocks: str = "12") -> ConfigDict:
     if not blocks.isdecimal():
-        raise ValueError(f"configs/table3.py:{blocks}: give the model's number of blocks, as in configs/table3.py:12")
+        raise ValueError("give the model's number of blocks, as in configs/table3.py:12")
     config = base.get_config()
     config.tasks = ("cola", "mrpc", "stsb", "rte")
     config.settings = ("frozen", *(f"single_norm_{k}" for k in range(1, int(blocks) + 1)), "layernorms")

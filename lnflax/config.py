@@ -4,18 +4,50 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from lnflax import bert, heads, optimizer, selection, settings
-from lnflax.errors import InputError, check_choice
+from lnflax.errors import InputError, check_choice, nearest
 from lnflax.optimizer import OptimizerConfig
 from lnflax.settings import Options
 from lnflax.tasks import TASKS
 
+# Every field and its type; `object` where several are allowed and a check of its own follows.
+TYPES: dict[str, type | dict[str, type]] = {
+    "model": {"name": str, "pooling": str, "dtype": str},
+    "data": {"path": str, "eval_split": str},
+    "tasks": object,
+    "settings": object,
+    "rules": dict,
+    "seeds": object,
+    "learning_rates": object,
+    "epochs": int,
+    "batch_size": int,
+    "max_length": int,
+    "max_train_examples": int,
+    "report_epoch": str,
+    "train_pooler": bool,
+    "schedule": str,
+    "head_init": str,
+    "optimizer": {
+        "eps": float,
+        "epsilon_form": str,
+        "b1": float,
+        "b2": float,
+        "weight_decay": float,
+        "clip_norm": float,
+        "warmup_ratio": float,
+        "head_learning_rate": float,
+    },
+    "outliers": {"pool": str, "norms": str},
+    "random": {"count": int, "scope": str, "per_seed": bool},
+    "bitfit": {"scope": str},
+}
+WORDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False", dict: "a group of fields"}
 SAME = ("epochs", "batch_size", "max_length", "max_train_examples", "report_epoch", "schedule", "head_init")
 
 
@@ -53,7 +85,7 @@ def parse(given: ConfigDict) -> Config:
         InputError: a field is missing, None, of a wrong type, or out of its range; the message names the field.
     """
     record = given.to_dict()
-    _check_complete(record)
+    _check_types(record, TYPES)
     model, data, adam, outliers, random = (record[k] for k in ("model", "data", "optimizer", "outliers", "random"))
     config = Config(
         model_name=model["name"],
@@ -100,13 +132,24 @@ def _short(name: str) -> str:
     return folder.resolve().name if folder.is_dir() else name
 
 
-def _check_complete(record: dict[str, Any], prefix: str = "") -> None:
-    """ml_collections lets None into any field."""
-    for name, value in record.items():
+def _check_types(record: dict[str, Any], types: Mapping[str, type | dict[str, type]], prefix: str = "") -> None:
+    """The fields are exactly those of `types`. ml_collections lets None into any field, and files into any config."""
+    for name in record:
+        if name not in types:
+            raise InputError(f"{prefix}{name}: there is no such field{nearest(name, types)}")
+    for name, wanted in types.items():
+        field = f"{prefix}{name}"
+        if name not in record:
+            raise InputError(f"{field}: the config lacks this field; configs/base.py has every default")
+        value = record[name]
         if value is None:
-            raise InputError(f"{prefix}{name}: is None; give a value")
-        if isinstance(value, dict):
-            _check_complete(value, f"{prefix}{name}.")
+            raise InputError(f"{field}: is None; give a value")
+        kind = dict if isinstance(wanted, dict) else wanted
+        fits = isinstance(value, int | float) if kind is float else isinstance(value, kind)
+        if not fits or (isinstance(value, bool) and kind in (int, float)):
+            raise InputError(f"{field}: {value!r} is not {WORDS[kind]}")
+        if isinstance(wanted, dict):
+            _check_types(value, wanted, f"{field}.")
 
 
 def _sequence(field: str, values: Any) -> tuple:
@@ -141,12 +184,14 @@ def _rates(values: Any) -> tuple[float, ...]:
     return tuple(float(value) for value in items)
 
 
-def _rules(name: str, rules: Iterable) -> tuple[tuple[str, str], ...]:
-    pairs = tuple(tuple(rule) for rule in rules)
-    for pair in pairs:
-        if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+def _rules(name: str, rules: Any) -> tuple[tuple[str, str], ...]:
+    if not isinstance(rules, tuple | list):
+        raise InputError(f"rules.{name}: {rules!r} is not a list of (regex, label) pairs")
+    for pair in rules:
+        pieces = pair if isinstance(pair, tuple | list) else ()
+        if len(pieces) != 2 or not all(isinstance(part, str) for part in pieces):
             raise InputError(f"rules.{name}: {pair!r} is not a (regex, label) pair")
-    return pairs
+    return tuple((pattern, label) for pattern, label in rules)
 
 
 def _check_choices(c: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 
 from rich.console import Console
@@ -45,7 +46,7 @@ class Reporter:
         self._done += steps
         now = time.monotonic()
         speed = self._done / max(now - self._began, 1e-9)
-        left = time.strftime("%H:%M:%S", time.gmtime((self._total - self._done) / max(speed, 1e-9)))
+        left = datetime.timedelta(seconds=round((self._total - self._done) / max(speed, 1e-9)))
         text = f"epoch {epoch}  step {self._done}/{self._total}  {speed:.2f} steps/s  {left} left"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], completed=self._done, text=text)

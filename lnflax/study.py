@@ -65,9 +65,10 @@ def _plan_line(cell: Cell, config: Config, done: bool) -> str:
 
 def _check_workdir(workdir: Path, config: Config) -> None:
     """A workdir belongs to one protocol; more tasks and settings may join it."""
-    for folder in (workdir, *workdir.parents):
+    cell_folders = (workdir / task / setting for task in config.tasks for setting in config.settings)
+    for folder in (workdir, *workdir.parents, *(f for own in cell_folders for f in (own.parent, own))):
         if folder.exists() and not folder.is_dir():
-            raise InputError(f"workdir: {folder} is a file; give a folder")
+            raise InputError(f"workdir: {folder} is a file; there should be a folder")
     path = workdir / results.CONFIG
     if not path.exists():
         return

@@ -136,11 +136,10 @@ def _texts(task: Task, split: str, table: dict[str, Any]) -> Texts:
     if any(not isinstance(text, str) for column in columns for text in column):
         raise InputError(f"{where}: a text is missing")
     if task.labels:
-        if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= len(task.labels):
-            bad = sorted(set(labels.tolist()) - set(range(len(task.labels))))
-            raise InputError(
-                f"{where}: labels {bad}; allowed are 0 … {len(task.labels) - 1} ({', '.join(task.labels)})"
-            )
+        for label in labels.tolist():
+            if type(label) is not int or not 0 <= label < len(task.labels):
+                known = f"0 … {len(task.labels) - 1} ({', '.join(task.labels)})"
+                raise InputError(f"{where}: label {label!r}; allowed are {known}")
         return Texts(columns, labels.astype(np.int32))
     if labels.dtype.kind not in "iuf" or not np.isfinite(labels).all() or labels.min() < 0 or labels.max() > 5:
         raise InputError(f"{where}: a label is not a score from 0 to 5")

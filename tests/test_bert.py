@@ -5,13 +5,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
 from jax.extend.core import jaxprs_in_params
 from scipy.special import erf
 
 from lnflax import bert, dropout, rules, step
 from lnflax.bert import POOLINGS, Classifier
 from lnflax.optimizer import OptimizerConfig
+from tests import tiny
 
 ADAM = OptimizerConfig(
     eps=1e-6, epsilon_form="adam", b1=0.9, b2=0.999, weight_decay=0, clip_norm=0, head_learning_rate=0

@@ -14,12 +14,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny
 from tokenizers import Tokenizer
 
 from lnflax import bert, checkpoint, rules, settings, step, streams
 from lnflax.bert import BertConfig
 from lnflax.optimizer import OptimizerConfig, schedule
+from tests import tiny
 
 STORED = Path(__file__).parents[1] / "reference" / "parity.npz"
 
@@ -140,7 +140,7 @@ def gradients(case, layout):
     config, flat = weights(case)
     recipe = step.Recipe(config, settings_of(config, "full"), ADAM)
 
-    @tiny.jit
+    @jax.jit
     def run(params, batch):
         def loss(params):
             logits = step.suffix(recipe, params, None, batch, {})
@@ -160,7 +160,7 @@ def ten_steps(setting):
     mask = jax.tree.map(lambda label: None, recipe.label_tree)
     state = step.initial_state(recipe, values, mask)
 
-    @tiny.jit
+    @jax.jit
     def run(frozen, state, batch, update):
         features = step.prefix(recipe, frozen, batch, {})
         return step.train_step(recipe, frozen, state, mask, features, batch, {}, update)[0]

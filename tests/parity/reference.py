@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 import transformers
-from parity import cases, torch_side
+
+from tests.parity import cases, torch_side
 
 
 def main():

@@ -3,12 +3,12 @@
 import math
 
 import numpy as np
-import tiny
 import torch
 import transformers
-from parity import cases
 
 from lnflax import bert, rules
+from tests import tiny
+from tests.parity import cases
 
 
 def build(case):
