@@ -57,6 +57,7 @@ def _reason(error: BaseException) -> str:
     while error.args and isinstance(error.args[0], BaseException):
         error = error.args[0]
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    text = text.partition(" Other fields present")[0]  # which lists the whole config
     return text or type(error).__name__
 
 
@@ -76,6 +77,7 @@ def fail(message: str) -> NoReturn:
 
 def parse_flags(arguments: list[str]) -> list[str]:
     """The flags, errors on one line."""
+    logging.getLogger("absl").setLevel(logging.ERROR)
     flags.FLAGS["config"].parser = ConfigParser(flags.FLAGS["config"].parser)
     try:
         rest = flags.FLAGS(arguments)
@@ -95,8 +97,8 @@ def main(_: list[str]) -> None:
     from lnflax import config, study
     from lnflax.progress import Reporter
 
-    for name in ("absl", "datasets"):  # which greet at level INFO
-        logging.getLogger(name).setLevel(logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.WARNING)  # which greets at level INFO
+    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # which logs what it raises
     try:
         study.run(config.parse(CONFIG.value), Path(str(WORKDIR.value)), Reporter(), dry_run=DRY_RUN.value)
     except (InputError, OSError) as error:

@@ -30,7 +30,7 @@ def find(name: str) -> Path:
         InputError: no such folder, or the hub has no such model, or cannot be reached.
     """
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return folder
     if name.startswith(("/", ".", "~")) or name.count("/") > 1 or not name:
         raise InputError(f"model.name: no folder {name!r}; give a checkpoint folder or a hub id")
@@ -62,10 +62,16 @@ def read_config(folder: Path, *, pooling: str, num_outputs: int, dtype: str) -> 
         raise InputError(f"model.name: {path}: model_type {given!r}; allowed is bert")
     if raw.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(f"model.name: {path}: position_embedding_type must be absolute")
-    if (act := raw.get("hidden_act", "gelu")) not in bert.ACTIVATIONS:
+    if (act := raw.get("hidden_act", "gelu")) not in list(bert.ACTIVATIONS):
         raise InputError(f"model.name: {path}: hidden_act {act!r}; allowed are {', '.join(bert.ACTIVATIONS)}")
     fields = BertConfig.__dataclass_fields__
     known: dict[str, Any] = {name: raw[name] for name in fields if raw.get(name) is not None}
+    for name, value in known.items():
+        kind = fields[name].type
+        if kind == "int" and (type(value) is not int or value < 1):
+            raise InputError(f"model.name: {path}: {name} {value!r}; must be a whole number from 1")
+        if kind == "float" and (type(value) not in (int, float) or value < 0):
+            raise InputError(f"model.name: {path}: {name} {value!r}; must be a number from 0")
     known["classifier_dropout"] = known.get("classifier_dropout", raw.get("hidden_dropout_prob", 0.1))
     known |= {"pooling": pooling, "num_outputs": num_outputs, "dtype": dtype}
     try:
@@ -104,15 +110,17 @@ def read_body(folder: Path, config: BertConfig) -> dict[str, np.ndarray]:
     if extra := sorted(name for name, own in ours.items() if own not in shapes):
         more = f" and {len(extra) - 1} more" if len(extra) > 1 else ""
         raise InputError(f"model.name: {path} has {extra[0]!r}{more}, which config.json knows no place for")
-    if len(set(ours.values())) < len(ours):
-        raise InputError(f"model.name: {path} has a parameter twice, under two names")
+    first = {own: name for name, own in reversed(ours.items())}
+    if twice := [(first[own], name) for name, own in ours.items() if first[own] != name]:
+        raise InputError(f"model.name: {path} has a parameter twice: {twice[0][0]!r} and {twice[0][1]!r}")
     body = {}
     for name, own in ours.items():
         value = np.asarray(foreign[name], np.float32)
-        value = np.ascontiguousarray(value.T) if own.endswith("/kernel") else value
-        if value.shape != shapes[own]:
-            raise InputError(f"model.name: {path}: {name!r} has shape {value.shape}, config.json says {shapes[own]}")
-        body[own] = value
+        kernel = own.endswith("/kernel")  # `[out, in]` there
+        wanted = shapes[own][::-1] if kernel else shapes[own]
+        if value.shape != wanted:
+            raise InputError(f"model.name: {path}: {name!r} has shape {value.shape}, config.json says {wanted}")
+        body[own] = np.ascontiguousarray(value.T) if kernel else value
     return dict(sorted(body.items()))
 
 

@@ -105,8 +105,9 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """What `write_json` wrote. A missing, broken or foreign file is one clear line."""
+    text = _read_text(path)
     try:
-        value = json.loads(_read_text(path), parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
         raise InputError(f"{path} is not whole JSON ({error})") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save
 from lnflax.errors import InputError
 from lnflax.tasks import Texts
 
+VOCABULARIES = ("tokenizer.json", "vocab.txt")
 FORM = 1  # of the cached files; raised when their content changes its meaning
 
 
@@ -42,6 +43,8 @@ def load_tokenizer(folder: Path) -> Any:
     """
     import transformers
 
+    if not any((folder / name).is_file() for name in VOCABULARIES):  # transformers would make an empty one
+        raise InputError(f"model.name: {folder} has no tokenizer: no {' or '.join(VOCABULARIES)}")
     try:
         return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError) as error:

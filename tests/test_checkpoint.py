@@ -323,7 +323,7 @@ def test_a_folder_is_taken_before_the_hub(tmp_path, monkeypatch):
     assert checkpoint.find("org/tiny") == Path("org/tiny")
 
 
-# --- A hub of our own on the loopback device. huggingface_hub reads its settings when it is imported: a process each. ---
+# --- A hub of our own on the loopback device; huggingface_hub reads its settings at import: a process each. ---
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -372,7 +372,7 @@ class Hub:
         elif match := re.fullmatch(f"/org/tiny/resolve/{COMMIT}/([^/]+)", path):
             file = self.folder / match[1]
             if file.name in self.broken:
-                self.send(request, b"", 500)
+                self.send(request, b"", 403)
             else:
                 self.send(request, file.read_bytes(), ETag=f'"{self.tag(file)}"', **{"X-Repo-Commit": COMMIT})
         else:

@@ -7,6 +7,8 @@ import re
 
 import jax
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 from safetensors.numpy import save_file
 
 from lnflax import bert, rules, streams
@@ -137,5 +139,11 @@ def write_checkpoint(folder):
     vocab = vocabulary()
     sizes = {"vocab_size": len(vocab), "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 64}
     shape = config(**sizes, max_position_embeddings=64)
-    write_folder(write_tokenizer(folder, vocab), shape, foreign_state(weights(shape, 0.1)))
+    write_folder(write_tokenizer(folder, vocab), shape, foreign_state(weights(shape)))
     return folder
+
+
+def write_split(folder, task, split, columns):
+    """A split of a task in the hub's layout: `TASK/SPLIT-00000-of-00001.parquet`."""
+    (folder / task).mkdir(parents=True, exist_ok=True)
+    pyarrow.parquet.write_table(pyarrow.table(columns), folder / task / f"{split}-00000-of-00001.parquet")

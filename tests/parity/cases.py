@@ -98,15 +98,15 @@ def settings_of(config, name):
 @functools.lru_cache(maxsize=1)
 def weights(case):
     """`(config, parameters by path)` of a case: its body, and a head of ours."""
+    given = {"pooling": case.pooling, "num_outputs": case.outputs, "dtype": "float32"}
     if case.model == "base":
-        config = BASE
+        config = dataclasses.replace(BASE, **given)
+        body = tiny.weights(config, BASE.initializer_range * 3**0.5)  # of BERT's own deviation
     else:
-        given = {"pooling": case.pooling, "num_outputs": case.outputs, "dtype": "float32"}
         config = checkpoint.read_config(minilm_folder(), **given)
-    config = dataclasses.replace(config, pooling=case.pooling, num_outputs=case.outputs)
+        body = checkpoint.read_body(minilm_folder(), config)
     shape = (config.hidden_size, config.num_outputs)
     head = {"classifier/kernel": tiny.draw("head", shape, 0.1), "classifier/bias": tiny.draw("bias", shape[1:], 0.1)}
-    body = checkpoint.read_body(minilm_folder(), config) if case.model == "minilm" else tiny.weights(config, 0.05)
     return config, body | head
 
 
