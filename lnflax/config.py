@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -84,7 +85,7 @@ def parse(given: ConfigDict) -> Config:
     Raises:
         InputError: a field is missing, None, of a wrong type, or out of its range; the message names the field.
     """
-    record = given.to_dict()
+    record = copy.deepcopy(given.to_dict())  # whose lists are the ConfigDict's own
     _check_types(record, TYPES)
     model, data, adam, outliers, random = (record[k] for k in ("model", "data", "optimizer", "outliers", "random"))
     config = Config(

@@ -13,7 +13,7 @@ import safetensors
 from rich.console import Console
 
 from configs import base
-from lnflax import config, results, study
+from lnflax import config, results, selection, study
 from lnflax.progress import Reporter
 from tests import tiny
 
@@ -74,8 +74,8 @@ def overrides(**fields):
 
 
 def command(*arguments, environment=None):
-    line = [sys.executable, *arguments]
-    return subprocess.run(line, cwd=ROOT, env=os.environ | DEVICES | (environment or {}), capture_output=True, text=True)
+    line, environment = [sys.executable, *arguments], os.environ | DEVICES | (environment or {})
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 def given(model, **fields):
@@ -256,9 +256,10 @@ def test_mnli_has_both_development_sets(model, tmp_path):
 
 
 def test_stsb_is_regression(model, tmp_path):
-    run(model, tmp_path, tasks=("stsb",), settings=("frozen",), epochs=1)
+    run(model, tmp_path, tasks=("stsb",), settings=("frozen",), report_epoch="best")
     record, _, predictions, about = cell(tmp_path, "stsb")
-    assert record["metric"] == "pearson"
+    assert (record["metric"], record["report_epoch"]) == ("pearson", "best")
+    assert record["selected"] == selection.select(record["runs"], "pearson", "best")
     assert list(record["runs"][0]["last"]) == ["epoch", "train_loss", "eval_loss", "pearson", "spearman"]
     assert {name: array.dtype for name, array in predictions.items()} == dict.fromkeys(predictions, np.float32)
     scores, labels = predictions["last/validation"][1, 0], predictions["labels/validation"]
@@ -306,7 +307,7 @@ def test_a_development_set_that_is_missing_is_said(model, tmp_path):
 BAD = {
     "unknown task": (["--config.tasks=rtee"], "tasks: 'rtee' is not known; allowed are cola, sst2, mrpc, stsb, qqp, "),
     "unknown task of glue.py": (["--config=configs/glue.py:rtee,full"], "tasks: 'rtee' is not known"),
-    "unknown setting": (["--config.settings=layernorm"], "settings: 'layernorm' is not known; allowed are full, frozen"),
+    "unknown setting": (["--config.settings=layernorm"], "settings: 'layernorm' is not known; allowed are full, fro"),
     "unknown field": (["--config.sedes=(0,)"], "--config.sedes: there is no such field; did you mean 'seeds'?"),
     "unknown field of a group": (["--config.model.nme=x"], "--config.model.nme: there is no such field; did you mean"),
     "unknown flag": (["--wrokdir=x"], "Unknown command line flag 'wrokdir'"),
@@ -323,7 +324,7 @@ BAD = {
     "no model on the hub": (["--config.model.name=none"], "model.name: 'none' is no folder, and the hub"),
     "model is a file": (["--config.model.name={place}/a_file"], "model.name: no folder '{place}/a_file'"),
     "model is empty": (["--config.model.name={place}/empty"], "model.name: {place}/empty has no config.json"),
-    "model cut short": (["--config.model.name={place}/short"], "model.name: {place}/short/model.safetensors is damaged"),
+    "model cut short": (["--config.model.name={place}/short"], "model.name: {place}/short/model.safetensors is dam"),
     "tokenizer missing": (["--config.model.name={place}/mute"], "model.name: {place}/mute has no tokenizer"),
     "too long": (["--config.max_length=65"], "max_length: 65; the model has 64 positions"),
     "another study": (["--workdir={place}/theirs"], "workdir: {place}/theirs holds another study: epochs is 7 there"),
@@ -357,17 +358,16 @@ BAD = {
     "table3 without a number": (["--config=configs/table3.py:x"], "--config=configs/table3.py:x: give the model's num"),
     "no workdir": (["--workdir="], "--workdir is missing"),
 }
+BASED = "from configs import base\n\n\ndef get_config():\n    c = base.get_config()\n    {}\n    return c\n"
+OWN = "[('.*/query/bias', 'trainable'), ('bert/.*', 'frozen'), ('classifier/.*', 'trainable')]"
 CONFIGS = {
     "raises": "def get_config():\n    raise RuntimeError('no such\\nluck')\n",
     "reads": "def get_config():\n    return open('/none/of/it')\n",
     "returns": "def get_config():\n    return None\n",
-    "typo": "from configs import base\n\n\ndef get_config():\n    c = base.get_config()\n    c.sedes = (0,)\n    return c\n",
-    "none_field": "from configs import base\n\n\ndef get_config():\n"
-    "    c = base.get_config()\n    c.epochs = None\n    return c\n",
-    "scratch": "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({'epochs': 'many'})\n",
-    "own": "from configs import base\n\n\ndef get_config():\n    c = base.get_config()\n"
-    "    c.rules = {'queries': [('.*/query/bias', 'trainable'), ('bert/.*', 'frozen'), ('classifier/.*', 'trainable')]}\n"
-    "    c.settings = ('queries',)\n    return c\n",
+    "typo": BASED.format("c.sedes = (0,)"),
+    "none_field": BASED.format("c.epochs = None"),
+    "scratch": "from ml_collections import ConfigDict\n\n\ndef get_config():\n    return ConfigDict({'epochs': 'x'})\n",
+    "own": BASED.format(f"c.rules, c.settings = {{'queries': {OWN}}}, ('queries',)"),
 }
 
 

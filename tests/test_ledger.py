@@ -103,7 +103,7 @@ def test_a_loss_that_is_not_finite_marks_the_run_with_its_step():
     assert log.predictions["last/validation"].tolist() == [[[0, 1, 1, 0], [-1, -1, -1, -1]]]
     assert log.predictions["best/validation"].tolist() == [[[0, 1, 1, 0], [0, 1, 1, 1]]]
     # The mark stays, with its first step, whatever comes after.
-    log.add(3, 9, QUIET, evals([0, 1, 1, 0], [0, 1, 1, 0]), 0)
+    log.add(3, 9, losses([1, NAN], [1, NAN], [1, 1]), evals([0, 1, 1, 0], [0, 1, 1, 0]), 0)
     assert (log.runs()[1]["status"], log.runs()[1]["diverged_step"]) == ("diverged", 5)
     assert log.runs()[1]["last"]["accuracy"] is None
 
