@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
     config.tasks = ("sst2", "cola")
     config.settings = ("full", "layernorms", "ln_a", "outliers_16", "random", "frozen")
     config.seeds = (0, 1)
-    config.learning_rates = (1e-3, 5e-3)
+    config.learning_rates = (1e-4, 5e-3)
     config.epochs = 1
     config.max_train_examples = 640
     return config

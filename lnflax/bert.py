@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from lnflax import dropout
-from lnflax.batches import Batch
+from lnflax.batches import Array, Batch
 
 POOLINGS = ("pooler", "cls", "mean")
 DTYPES = ("float32", "bfloat16")
@@ -295,30 +295,34 @@ def stage_of(config: BertConfig, path: str) -> int:
     raise ValueError(f"no stage reads {path!r}")
 
 
-def dropout_masks(config: BertConfig, batch: Batch, state: jax.Array) -> Masks:
-    """The dropout masks of one training step by site, bool; `state` is uint32 `[]` of (seed, task, step).
+def dropout_masks(config: BertConfig, batch: Batch, state: jax.Array, start: int = 0, stop: int | None = None) -> Masks:
+    """The dropout masks that the stages `start:stop` read, bool by site; `state` is uint32 `[]` of (seed, task, step).
 
-    Sites are numbered from the bottom, so a mask does not depend on the setting. A rate of zero has no mask.
+    Sites are numbered from the bottom, so a mask does not depend on which stages are asked for, nor on the setting.
+    A rate of zero has no mask.
     """
     c, ids, positions = config, batch.example_ids, batch.positions
     masks: Masks = {}
-    if c.hidden_dropout_prob > 0:
-        hidden = {"embeddings": 0}
-        for i in range(c.num_hidden_layers):
-            hidden |= {f"{i}/attention": 3 * i + 2, f"{i}/ffn": 3 * i + 3}
-        for site, number in hidden.items():
-            stream = dropout.fold(state, number)
-            masks[site] = dropout.token_mask(stream, ids, positions, c.hidden_size, c.hidden_dropout_prob)
-    if c.attention_probs_dropout_prob > 0:
-        for i in range(c.num_hidden_layers):
-            stream, rate = dropout.fold(state, 3 * i + 1), c.attention_probs_dropout_prob
-            masks[f"{i}/probs"] = dropout.attention_mask(stream, ids, positions, c.num_attention_heads, rate)
-    if c.classifier_dropout > 0:
-        row, position = batch.targets.row, batch.targets.position
-        stream = dropout.fold(state, 3 * c.num_hidden_layers + 1)
-        masks["classifier"] = dropout.token_mask(
-            stream, ids[row, position], positions[row, position], c.hidden_size, c.classifier_dropout
-        )
+
+    def tokens(site: str, number: int, ids: Array, positions: Array, rate: float) -> None:
+        if rate > 0:
+            masks[site] = dropout.token_mask(dropout.fold(state, number), ids, positions, c.hidden_size, rate)
+
+    for name in stages(c)[start:stop]:
+        block, _, part = name.partition("/")
+        first = 3 * int(block) + 1 if part else 0
+        if name == "embeddings_norm":
+            tokens("embeddings", 0, ids, positions, c.hidden_dropout_prob)
+        elif part == "attention":
+            if c.attention_probs_dropout_prob > 0:
+                stream, rate = dropout.fold(state, first), c.attention_probs_dropout_prob
+                masks[f"{block}/probs"] = dropout.attention_mask(stream, ids, positions, c.num_attention_heads, rate)
+            tokens(f"{block}/attention", first + 1, ids, positions, c.hidden_dropout_prob)
+        elif part == "ffn":
+            tokens(f"{block}/ffn", first + 2, ids, positions, c.hidden_dropout_prob)
+        elif name == "classifier":
+            where = batch.targets.row, batch.targets.position
+            tokens("classifier", 3 * c.num_hidden_layers + 1, ids[where], positions[where], c.classifier_dropout)
     return masks
 
 

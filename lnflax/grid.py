@@ -2,13 +2,14 @@
 
     devices      rectangles of (seeds, rates), or parts of the batch
       seeds      own head, data order, dropout, random mask
-        prefix   everything below the first trained parameter, dropout on: once a seed
-        rates    own trained values and optimizer state; the same batch, prefix and dropout masks
-          suffix, loss, backward down to the first trained parameter, update
+        prefix   everything below the first trained parameter, dropout on: once a seed, for all steps of the call
+        rates    own trained values and optimizer state; the same batches, prefix and dropout masks
+          steps  suffix, loss, backward down to the first trained parameter, update
 
 A level of n in chunks of c is a loop over n / c blocks, each a vmap of c: c = 1 is a loop inside the program, c = n
-a plain vmap, under which products with frozen kernels merge into one. The states of all runs lie in one tree that
-the loops update in place.
+a plain vmap, under which products with frozen kernels merge into one. The states of all runs lie in one tree; a
+block's is taken out, trained for all steps of the call, and put back: inside the loop over steps XLA would copy the
+whole tree at every step.
 """
 
 from __future__ import annotations
@@ -114,35 +115,54 @@ def train_steps(
     total = devices.device_sum if split_batch else (lambda tree: tree)
 
     def one_seed(batch: Batch, stream: jax.Array, number: jax.Array) -> tuple[Any, Any]:
-        noise = step.noise(recipe, batch, stream, number)
-        return noise, step.prefix(recipe, frozen, batch, noise)
+        below, above = step.noise(recipe, batch, stream, number)
+        return above, step.prefix(recipe, frozen, batch, below)
 
     def one_run(state: RunState, mask: Tree, features: Any, batch: Batch, noise: Any, rate: tuple, number: Any) -> Any:
         update = Update(rate=rate[0], head_rate=rate[1], step=number)
         return step.train_step(recipe, frozen, state, mask, features, batch, noise, update, total)
 
-    def one_step(i: jax.Array, carry: tuple[RunState, jax.Array]) -> tuple[RunState, jax.Array]:
-        update = jax.tree.map(lambda x: x[i], updates)
+    def seed_block(s: Any, ns: int, carry: Any) -> Any:
+        mask, stream = take((masks, streams), (s,), (ns,))
+        batch = take(batches, (0, s), (steps, ns))
+        shared = every_step(
+            lambda i: over(one_seed, ns, (0, 0, None))(at(batch, i), stream, updates.step[i]), steps, count
+        )
 
-        def seed_block(s: Any, ns: int, carry: Any) -> Any:
-            batch = jax.tree.map(lambda x: x[0], take(batches, (i, s), (1, ns)))
-            mask, stream = take((masks, streams), (s,), (ns,))
-            noise, features = over(one_seed, ns, (0, 0, None))(batch, stream, update.step)
+        def rate_block(r: Any, nr: int, carry: Any) -> Any:
+            row = over(one_run, nr, (0, None, None, None, None, 0, None))
+            block = over(row, ns, (0, 0, 0, 0, 0, None, None))
 
-            def rate_block(r: Any, nr: int, carry: Any) -> Any:
-                states, losses = carry
-                rate = take((update.rate, update.head_rate), (r,), (nr,))
-                row = over(one_run, nr, (0, None, None, None, None, 0, None))
-                block = over(row, ns, (0, 0, 0, 0, 0, None, None))
-                own = take(states, (s, r), (ns, nr))
-                new, loss = block(own, mask, features, batch, noise, rate, update.step)
-                return place(states, new, (s, r)), place(losses, loss[None], (i, s, r))
+            def one_step(i: jax.Array, carry: Any) -> Any:
+                own, losses = carry
+                noise, features = at(shared, i)
+                rate = take(at((updates.rate, updates.head_rate), i), (r,), (nr,))
+                own, loss = block(own, mask, features, at(batch, i), noise, rate, updates.step[i])
+                return own, place(losses, loss[None], (i, s, r))
 
-            return walk(rates, chunks.rates, rate_block, carry)
+            states, losses = carry
+            own, losses = jax.lax.fori_loop(0, count, one_step, (take(states, (s, r), (ns, nr)), losses))
+            return place(states, own, (s, r)), losses
 
-        return walk(seeds, chunks.seeds, seed_block, carry)
+        return walk(rates, chunks.rates, rate_block, carry)
 
-    return jax.lax.fori_loop(0, count, one_step, (states, jnp.zeros((steps, seeds, rates), jnp.float32)))
+    return walk(seeds, chunks.seeds, seed_block, (states, jnp.zeros((steps, seeds, rates), jnp.float32)))
+
+
+def at(tree: Tree, i: Any) -> Tree:
+    """Entry `i` of the leading axis of every leaf."""
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+def every_step(function: Callable[[Any], Tree], steps: int, count: jax.Array) -> Tree:
+    """`function(i)` for i below `count`, stacked to leaves `[steps, …]`, zero from `count` on."""
+    shapes = jax.eval_shape(function, 0)
+    empty = jax.tree.map(lambda x: jnp.zeros((steps, *x.shape), x.dtype), shapes)
+
+    def body(i: jax.Array, kept: Tree) -> Tree:
+        return place(kept, jax.tree.map(lambda x: x[None], function(i)), (i,))
+
+    return jax.lax.fori_loop(0, count, body, empty)
 
 
 def eval_steps(

@@ -77,9 +77,11 @@ def _apply(recipe: Recipe, params: Tree, *args: Any) -> jax.Array:
     return logits
 
 
-def noise(recipe: Recipe, batch: Batch, stream: jax.Array, step: jax.Array) -> bert.Masks:
-    """The dropout masks of a seed's step; `stream` is the seed's uint32 word."""
-    return bert.dropout_masks(recipe.model, batch, dropout.fold(stream, step))
+def noise(recipe: Recipe, batch: Batch, stream: jax.Array, step: jax.Array) -> tuple[bert.Masks, bert.Masks]:
+    """The dropout masks of a seed's step, of the prefix and of the suffix; `stream` is the seed's uint32 word."""
+    state = dropout.fold(stream, step)
+    below = bert.dropout_masks(recipe.model, batch, state, 0, recipe.cut)
+    return below, bert.dropout_masks(recipe.model, batch, state, recipe.cut)
 
 
 def losses(logits: jax.Array, targets: Targets) -> jax.Array:

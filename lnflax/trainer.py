@@ -19,7 +19,7 @@ from lnflax.step import Recipe, RunState, Update
 from lnflax.tokens import Encoded
 
 Tree = Any
-STEPS = 32  # the most that one call of a program does
+STEPS = 8  # the most that one call of a program does: it keeps the prefix and the dropout masks of each
 CALL_SECONDS = 2.0  # what a call should last: long enough that dispatch is nothing, short enough to be told of
 EVAL_BATCH = 64  # examples
 
