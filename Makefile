@@ -23,6 +23,7 @@ $(VENV)/.torch: $(VENV)/.installed
 demo: $(VENV)/.installed
 	$(BIN)/python train.py --config=configs/demo.py --workdir=$(DEMO)
 	$(BIN)/python analyze.py tables --workdir=$(DEMO) --out=$(DEMO)/tables
+	@$(BIN)/python -c 'from configs import demo; print(demo.__doc__)'
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -m 'not torch'

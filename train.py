@@ -94,9 +94,10 @@ def parse_flags(arguments: list[str]) -> list[str]:
 def main(_: list[str]) -> None:
     """Calls the library once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from lnflax import config, study
+    from lnflax import config, devices, study
     from lnflax.progress import Reporter
 
+    devices.be_deterministic()
     logging.getLogger("absl").setLevel(logging.WARNING)  # which greets at level INFO
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # which logs what it raises
     try:

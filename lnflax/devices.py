@@ -7,6 +7,7 @@ one copy each.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from lnflax.errors import InputError
 
 Tree = Any
 AXIS = "devices"
+DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,13 @@ def make_plan(seeds: int, rates: int, devices: int, batch_size: int) -> Plan:
 def _parts(count: int, size: int) -> list[tuple[int, ...]]:
     starts = range(0, count, size)
     return [tuple(min(i, count - 1) for i in range(start, start + size)) for start in starts]
+
+
+def be_deterministic() -> None:
+    """Asks XLA for the same bits every time; before JAX starts. A user's own flags of the same names stand."""
+    given = os.environ.get("XLA_FLAGS", "")
+    flags = [flag for flag in DETERMINISTIC if flag.partition("=")[0] not in given]
+    os.environ["XLA_FLAGS"] = " ".join([given, *flags]).strip()
 
 
 def device_sum(tree: Tree) -> Tree:

@@ -242,11 +242,13 @@ def test_a_recipe_is_cut_at_its_first_trained_parameter(trained):
     recipe = step.Recipe(config, labels, ADAM)
     values, frozen = rules.split(tiny.params(config), recipe.label_tree)
     batch = four_rows(tiny.examples(*LENGTHS))
-    noise = step.noise(recipe, batch, STATE, jnp.int32(3))
-    features = step.prefix(recipe, frozen, batch, noise)  # reads no trained leaf: it is None there
+    below, above = step.noise(recipe, batch, STATE, jnp.int32(3))
+    features = step.prefix(recipe, frozen, batch, below)  # reads no trained leaf: it is None there
     assert (features is None) == (recipe.cut == 0)
-    out = step.suffix(recipe, rules.merge(values, frozen), features, batch, noise)
-    np.testing.assert_array_equal(out, Classifier(config).apply({"params": tiny.params(config)}, batch, noise))
+    out = step.suffix(recipe, rules.merge(values, frozen), features, batch, above)
+    assert not set(below) & set(above)
+    whole = Classifier(config).apply({"params": tiny.params(config)}, batch, below | above)
+    np.testing.assert_array_equal(out, whole)
 
 
 def test_pooling_by_hand():

@@ -86,7 +86,9 @@ def test_a_step_folds_the_step_then_the_site():
     adam = OptimizerConfig(1e-6, "adam", 0.9, 0.999, 0, 0, 0)
     recipe = step.Recipe(config, (("classifier/bias", "trainable"),), adam)
     batch = tiny.batch(tiny.examples(4, 3))
-    masks = step.noise(recipe, batch, jnp.uint32(STATE), jnp.int32(9))
+    below, above = step.noise(recipe, batch, jnp.uint32(STATE), jnp.int32(9))
+    assert set(above) == {"classifier"}  # what the head alone reads
+    masks = below | above
     # Sites from the bottom: embeddings 0; of block i the weights, the attention's and the feed-forward's output.
     sites = {"embeddings": 0, "0/attention": 2, "0/ffn": 3, "1/attention": 5, "1/ffn": 6, "classifier": 7}
     threshold = round(0.1 * WORD)
