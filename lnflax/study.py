@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from lnflax import cells, results, selection, trained, trainer
+from lnflax import cells, results, selection, trained, trainer, wording
 from lnflax import config as configs
 from lnflax.batches import epoch_steps
 from lnflax.cells import Cell, Model
@@ -183,9 +183,9 @@ def _say_outcome(cell: Cell, record: dict[str, Any], still: list[str], log: Ledg
     if chosen["learning_rate"] is None:
         reporter.say(f"{cell.name}: no rate has a {record['metric']}")
     else:
-        spread = "" if chosen["std"] is None else f" ± {100 * chosen['std']:.1f}"
+        score = wording.mean_std(chosen["mean"], chosen["std"])
         reporter.say(
-            f"{cell.name}: {record['metric']} {100 * chosen['mean']:.1f}{spread} at {chosen['learning_rate']:g}"
+            f"{cell.name}: {record['metric']} {score} at {chosen['learning_rate']:g}"
             f" ({chosen['n']} seeds, {record['seconds']['total']:.0f} s)"
         )
     if chosen["at_edge"]:

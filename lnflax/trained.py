@@ -12,9 +12,9 @@ from rich.table import Table
 
 from lnflax import masks as masking
 from lnflax import rules
-from lnflax.analysis.formats import ratio_percent
 from lnflax.results import FORMAT
 from lnflax.settings import Setting
+from lnflax.wording import ratio_percent
 
 Tree = Any
 Parameters = list[dict[str, Any]]

@@ -1,5 +1,6 @@
 import pytest
 
+from lnflax import wording
 from lnflax.analysis import formats
 
 BODY = 109_482_240
@@ -19,7 +20,7 @@ BODY = 109_482_240
     ],
 )
 def test_ratios_are_written_as_in_the_paper(count, text):
-    assert formats.ratio_percent(count / BODY) == text
+    assert wording.ratio_percent(count / BODY) == text
 
 
 def test_names_are_escaped():

@@ -5,10 +5,10 @@ import math
 import pytest
 
 from lnflax import bert, rules, settings
-from lnflax.analysis.formats import ratio_percent
 from lnflax.bert import BertConfig
 from lnflax.errors import InputError
 from lnflax.settings import MaskRule, Options
+from lnflax.wording import ratio_percent
 
 OPTIONS = Options("pooled", "both", 0, "all", random_per_seed=True, bitfit_scope="blocks", train_pooler=False)
 TINY = BertConfig(31, 8, 2, 2, 16, 10, 2)

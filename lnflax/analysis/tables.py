@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lnflax import selection
+from lnflax import selection, wording
 from lnflax.analysis import formats
 from lnflax.analysis.formats import Grid
 from lnflax.analysis.published import Number, Published, read_published
@@ -82,7 +82,7 @@ class Entry:
         if self.diverged == self.runs:
             return "diverged"
         shown = [value for value in self.values if value.mean is not None]
-        text = " / ".join(formats.mean_std(value.mean, value.std) for value in shown) or "no value"
+        text = " / ".join(wording.mean_std(value.mean, value.std) for value in shown) or "no value"
         diverged = formats.DIVERGED_MARK if self.diverged else ""
         fewer = formats.FEWER_MARK if any(value.n < self.seeds for value in shown) else ""
         return text + diverged + fewer
@@ -229,7 +229,7 @@ def _grid(
     rows = []
     for setting in settings:
         present = [entries[setting, task] for task in tasks if (setting, task) in entries]
-        ratios = dict.fromkeys(formats.ratio_percent(entry.ratio) for entry in present)
+        ratios = dict.fromkeys(wording.ratio_percent(entry.ratio) for entry in present)
         cells = [
             _beside(numbers.get((setting, task))) if beside else _ours(entries.get((setting, task)))
             for task, beside in columns
@@ -242,24 +242,24 @@ def _grid(
 
 
 def _ours(entry: Entry | None) -> str:
-    return entry.text() if entry else formats.MISSING
+    return entry.text() if entry else wording.MISSING
 
 
 def _beside(number: Number | None) -> str:
-    return formats.mean_std(number.mean, number.std) if number else formats.MISSING
+    return wording.mean_std(number.mean, number.std) if number else wording.MISSING
 
 
 def _details(entry: Entry) -> list[tuple[str, ...]]:
     """A line a value of the cell."""
-    rate = formats.MISSING if entry.learning_rate is None else f"{entry.learning_rate:g}"
+    rate = wording.MISSING if entry.learning_rate is None else f"{entry.learning_rate:g}"
     return [
         (
             *(entry.setting, entry.task, value.metric, rate),
             str(value.n) if value.n == entry.seeds else f"{value.n} of {entry.seeds}",
-            formats.MISSING if value.examples is None else str(value.examples),
+            wording.MISSING if value.examples is None else str(value.examples),
             f"{entry.diverged} of {entry.runs}" if entry.diverged else "0",
             "yes" if entry.at_edge else "no",
-            *(formats.percent(value.mean, 2), formats.percent(value.std, 2)),
+            *(wording.percent(value.mean, 2), wording.percent(value.std, 2)),
         )
         for value in entry.values
     ]
