@@ -224,13 +224,19 @@ def initial_states(recipe: Recipe, rates: int, body: Tree, heads: Tree, masks: T
     return jax.vmap(one_seed)(heads, masks)
 
 
-def moved(states: RunState, initial: RunState) -> Tree:
-    """Which trained leaves differ from what they were: bool `[seeds, rates]` a leaf."""
+def moved(values: Tree, body: Tree, heads: Tree) -> Tree:
+    """Which trained leaves differ from what they were: bool `[seeds, rates]` a leaf, None at frozen ones.
 
-    def differs(now: jax.Array, then: jax.Array) -> jax.Array:
+    The three trees are those of `initial_states`, after training and before.
+    """
+
+    def differs(now: Any, shared: Any, own: Any) -> Any:
+        if now is None:
+            return None
+        then = own[:, None] if shared is None else shared[None, None]
         return jnp.any((now != then).reshape(*now.shape[:2], -1), axis=-1)
 
-    return jax.tree.map(differs, states.values, initial.values)
+    return jax.tree.map(differs, values, body, heads, is_leaf=rules.is_none)
 
 
 @functools.cache

@@ -95,8 +95,13 @@ def start(trainer: Trainer) -> RunState:
     """The states of all runs before the first update, on the devices."""
     plan = trainer.plan
     program = grid.initial_program(trainer.recipe, len(plan.rates[0]), plan.devices)
-    body = devices.put_copies(trainer.trained, plan.devices)
-    return program(body, _by_seed(trainer.heads, plan), trainer.masks)
+    return program(*_initial_values(trainer), trainer.masks)
+
+
+def _initial_values(trainer: Trainer) -> tuple[Tree, Tree]:
+    """The body's trained values and the heads, on the devices."""
+    plan = trainer.plan
+    return devices.put_copies(trainer.trained, plan.devices), _by_seed(trainer.heads, plan)
 
 
 def unmoved(trainer: Trainer, states: RunState) -> list[str]:
@@ -105,7 +110,7 @@ def unmoved(trainer: Trainer, states: RunState) -> list[str]:
     Of masked leaves only seeds that drew a scalar there count, and embeddings not at all: rows of tokens and
     positions that the data does not have are never reached.
     """
-    change = grid.moved_program(trainer.plan.devices)(states, start(trainer))
+    change = grid.moved_program(trainer.plan.devices)(states.values, *_initial_values(trainer))
     drawn = rules.flatten(trainer.masks)
     still = []
     for path, runs in rules.flatten(change).items():
