@@ -94,6 +94,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
 def main(_: list[str]) -> None:
     """Calls the library once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is no news here
     from lnflax import config, devices, study
     from lnflax.progress import Reporter
 

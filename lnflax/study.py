@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import time
 from importlib import metadata
@@ -152,12 +153,9 @@ def _finish(cell: Cell, own: Trainer, log: Ledger, folder: Path, seconds: dict[s
     config, data, runs = own.config, cell.data, log.runs()
     metric = data.task.metrics[0]
     labels = {f"labels/{split}": examples.labels for split, examples in data.evals.items()}
-    about = {
-        "seeds": " ".join(map(str, config.seeds)),
-        "learning_rates": " ".join(map(repr, config.learning_rates)),
-        "labels": " ".join(data.task.labels),
-    }
-    results.write_predictions(folder, {**log.predictions, **labels}, about)
+    about = {"seeds": config.seeds, "learning_rates": config.learning_rates, "labels": data.task.labels}
+    text = {name: json.dumps(values) for name, values in about.items()}
+    results.write_predictions(folder, {**log.predictions, **labels}, text)
     record = {
         "format": results.FORMAT,
         "task": data.task.name,

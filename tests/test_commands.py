@@ -200,7 +200,11 @@ def test_results_json_is_the_contracts(trained):
             own = predictions[f"{kind}/validation"][i // 2, i % 2]
             assert run[kind]["accuracy"] == np.mean(own == predictions["labels/validation"])
         assert run["last"]["epoch"] == 2 and run["best"]["epoch"] in (1, 2)
-    assert about == {"seeds": "0 1", "learning_rates": "0.001 0.003", "labels": "entailment not_entailment"}
+    assert about == {
+        "seeds": "[0, 1]",
+        "learning_rates": "[0.001, 0.003]",
+        "labels": '["entailment", "not_entailment"]',
+    }
     kinds = {name: (array.dtype, array.shape) for name, array in predictions.items()}
     one = (np.dtype(np.int32), (2, 2, 384))
     labels = (np.dtype(np.int32), (384,))
@@ -252,7 +256,7 @@ def test_mnli_has_both_development_sets(model, tmp_path):
     assert record["runs"][3]["last"]["accuracy_mismatched"] == np.mean(
         predictions["last/validation_mismatched"][1, 1] == predictions["labels/validation_mismatched"]
     )
-    assert about["labels"] == "entailment neutral contradiction"
+    assert about["labels"] == '["entailment", "neutral", "contradiction"]'
 
 
 def test_stsb_is_regression(model, tmp_path):
@@ -266,7 +270,7 @@ def test_stsb_is_regression(model, tmp_path):
     last = record["runs"][2]["last"]
     np.testing.assert_allclose(last["pearson"], np.corrcoef(scores, labels)[0, 1], atol=1e-6)
     np.testing.assert_allclose(last["eval_loss"], np.mean((scores - labels) ** 2), rtol=1e-5)
-    assert about["labels"] == ""
+    assert about["labels"] == "[]"
 
 
 def test_a_diverging_rate_leaves_its_neighbours_alone(trained, model, tmp_path):
@@ -467,4 +471,4 @@ def test_predictions_open_with_safetensors_alone(trained):
     path = trained[0] / "rte" / "layernorms" / "predictions.safetensors"
     with safetensors.safe_open(path, framework="np") as file:
         assert set(file.keys()) == {"last/validation", "best/validation", "labels/validation"}
-        assert file.metadata()["seeds"] == "0 1"
+        assert file.metadata()["seeds"] == "[0, 1]"
