@@ -148,8 +148,8 @@ def train_epoch(
 
     while begin < len(rows):
         stop = batches.group_stop(rows, begin, most)
-        batch = _train_batch(trainer, order[:, begin:stop], int(rows[begin]))
-        update = _updates(trainer, (epoch - 1) * len(rows) + begin, stop - begin)
+        batch = train_batches(trainer, order[:, begin:stop], int(rows[begin]))
+        update = make_updates(trainer, (epoch - 1) * len(rows) + begin, stop - begin)
         number = devices.put(np.full(plan.devices, stop - begin, np.int32), plan.devices)
         states, result = program(states, trainer.frozen, trainer.masks, trainer.streams, batch, update, number)
         if pending is not None:
@@ -163,7 +163,7 @@ def train_epoch(
     return states, np.concatenate(losses)
 
 
-def _train_batch(trainer: Trainer, order: np.ndarray, length: int) -> batches.Batch:
+def train_batches(trainer: Trainer, order: np.ndarray, length: int) -> batches.Batch:
     """The batches of one call on the devices: leaves `[devices, STEPS, seeds, …]`.
 
     `order` is `[seeds, steps, batch]`; the steps up to STEPS are filled with nothing and not computed.
@@ -177,7 +177,7 @@ def _train_batch(trainer: Trainer, order: np.ndarray, length: int) -> batches.Ba
     return devices.put(made, plan.devices)
 
 
-def _updates(trainer: Trainer, begin: int, count: int) -> Update:
+def make_updates(trainer: Trainer, begin: int, count: int) -> Update:
     """The learning rates of the updates from `begin`, on the devices: `[devices, STEPS, rates]`."""
     config, plan = trainer.config, trainer.plan
     factor = np.zeros(STEPS)

@@ -285,7 +285,7 @@ def made_of(place, fields):
         body=model.body,
         seed_masks=masks,
     )
-    update = trainer._updates(maker, 0, min(maker.steps, 8))
+    update = trainer.make_updates(maker, 0, min(maker.steps, 8))
     return {
         "cells": [cell.name for cell in study],
         "body": model.sha256,

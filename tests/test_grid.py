@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from lnflax import grid, masks, rules, trainer
+from lnflax import grid, masks, rules, step, trainer
 from lnflax.grid import Chunks
-from tests import grids
+from tests import grids, tiny
 
 ONE = {"learning_rates": (1e-2,), "seeds": (0,)}
 SIX = {"learning_rates": (1e-3, 3e-3, 1e-2), "seeds": (0, 1)}
@@ -159,8 +159,8 @@ def products(own, chunks, batch_shape=(8, 16)):
     states = trainer.start(own)
     squeeze = lambda tree: jax.tree.map(lambda x: x[0], tree)  # noqa: E731
     order = np.zeros((len(own.config.seeds), 1, own.config.batch_size), np.int64)
-    batch = squeeze(trainer._train_batch(own, order, batch_shape[1]))
-    update = squeeze(trainer._updates(own, 0, 1))
+    batch = squeeze(trainer.train_batches(own, order, batch_shape[1]))
+    update = squeeze(trainer.make_updates(own, 0, 1))
     jaxpr = jax.make_jaxpr(
         lambda *args: grid.train_steps(own.recipe, chunks, False, *args),
     )(squeeze(states), squeeze(own.frozen), squeeze(own.masks), squeeze(own.streams), batch, update, np.int32(1))
@@ -234,3 +234,36 @@ def test_programs_are_shared_by_cells_of_one_recipe():
     second, _ = grids.make("layernorms", grids.study(**ONE, optimizer__warmup_ratio=0.5, epochs=3))
     programs = [grid.train_program(own.recipe, own.chunks, own.plan) for own in (first, second)]
     assert programs[0] is programs[1]
+
+
+@pytest.mark.parametrize("setting", ["layernorms", "full"])
+def test_packed_rows_train_as_plain_ones_do(setting):
+    """20 steps with dropout on, the examples of each step one a row, and several a row in another order."""
+    own, _ = grids.make(setting, grids.study(**ONE), pooling="mean")
+    examples = tiny.examples(7, 4, 5, 3)
+    plain, packed = (tiny.batch(examples, layout) for layout in (None, [[2, 0], [3, 1]]))
+    assert packed.tokens.shape == (2, 12)
+    ends = [train_alone(own, batch, steps=20) for batch in (plain, packed)]
+    np.testing.assert_allclose(ends[1][1], ends[0][1], **TOLERANCE)
+    for one, other in zip(*(jax.tree.leaves(state.values) for state, _ in ends), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-3, atol=1e-4)
+
+
+def train_alone(own, batch, steps):
+    """The plain step, again and again on one batch, at 1e-3: the state, and the loss of every step."""
+    first = jax.tree.map(lambda x: x[0, 0, 0], trainer.start(own))
+    frozen, mask, stream = (jax.tree.map(lambda x: x[0], tree) for tree in (own.frozen, own.masks, own.streams))
+    mask = jax.tree.map(lambda x: x[0], mask)
+
+    @jax.jit
+    def one(state, frozen, batch, number):
+        below, above = step.noise(own.recipe, batch, stream[0], number)
+        features = step.prefix(own.recipe, frozen, batch, below)
+        update = step.Update(rate=1e-3, head_rate=1e-3, step=number)
+        return step.train_step(own.recipe, frozen, state, mask, features, batch, above, update)
+
+    losses = []
+    for number in range(steps):
+        first, loss = one(first, frozen, batch, np.int32(number))
+        losses.append(loss)
+    return first, np.array(losses)
