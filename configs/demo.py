@@ -3,10 +3,10 @@
     make demo        # or: python train.py --config=configs/demo.py --workdir=runs/demo
 
 What the table shows: each number is the mean ± deviation of two seeds at the better of two learning rates, on a
-development set none of whose content words occurs in the 512 training sentences; so only what the model brings can
+development set none of whose content words occurs in the 576 training sentences; so only what the model brings can
 carry over. sst2 (accuracy, chance 50) turns on negation and on which clause counts, cola (Matthews, chance 0) on
 agreement and word order. `ratio` is the share of the body that trains: LayerNorms are 0.041 % of this small BERT.
-`frozen` is what the sentence encoder knows already, `full` what all its weights can learn in 32 steps; `random` trains
+`frozen` is what the sentence encoder knows already, `full` what all its weights can learn in 36 steps; `random` trains
 as many scalars as `layernorms`, scattered over the body. An illustration of the tool, not of the paper's claims.
 """
 
@@ -38,5 +38,5 @@ def get_config() -> ConfigDict:
     config.seeds = (0, 1)
     config.learning_rates = (1e-4, 5e-3)
     config.epochs = 1
-    config.max_train_examples = 512
+    config.max_train_examples = 576
     return config
