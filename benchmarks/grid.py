@@ -19,7 +19,7 @@ from lnflax.step import Recipe
 from lnflax.tokens import Encoded
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs are files beside the package, not a part of it
-from configs import base, demo  # noqa: E402
+from configs import base, demo
 
 RATES = (1e-5, 5e-5, 1e-4, 5e-4, 1e-3, 5e-3, 1e-2)
 TASK = "rte"
