@@ -99,7 +99,8 @@ def main(_: list[str]) -> None:
     from lnflax.progress import Reporter
 
     devices.be_deterministic()
-    logging.getLogger("absl").setLevel(logging.WARNING)  # which greets at level INFO
+    for name in ("absl", "jax"):  # which greet at level INFO
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # which logs what it raises
     try:
         study.run(config.parse(CONFIG.value), Path(str(WORKDIR.value)), Reporter(), dry_run=DRY_RUN.value)

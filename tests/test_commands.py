@@ -467,6 +467,14 @@ def test_a_bad_command_by_itself(place):
     assert done.stderr == "train.py: --config.sedes: there is no such field; did you mean 'seeds'?\n"
 
 
+def test_a_bad_command_where_jax_looks_for_its_devices_itself(place, model):
+    """That there is no accelerator is no news, and stays off the one line."""
+    fields = ("--config=configs/base.py", f"--config.model.name={model}", f"--workdir={place}/runs/bad")
+    done = command("train.py", *fields, environment={"JAX_PLATFORMS": ""})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "train.py: max_length: 128; the model has 64 positions\n"
+
+
 def test_predictions_open_with_safetensors_alone(trained):
     path = trained[0] / "rte" / "layernorms" / "predictions.safetensors"
     with safetensors.safe_open(path, framework="np") as file:
