@@ -20,8 +20,9 @@ $(VENV)/.torch: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet torch==2.13.0
 	touch $@
 
+# Huge pages spare page faults where the C library is glibc; others do not read the variable.
 demo: $(VENV)/.installed
-	$(BIN)/python train.py --config=configs/demo.py --workdir=$(DEMO)
+	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python train.py --config=configs/demo.py --workdir=$(DEMO)
 	$(BIN)/python analyze.py tables --workdir=$(DEMO) --out=$(DEMO)/tables
 	@$(BIN)/python -c 'from configs import demo; print(demo.__doc__)'
 
