@@ -6,7 +6,6 @@ Nothing is trained or written here, so that bad input costs nothing.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,10 +24,8 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A checkpoint: where it is, and its body's values (float32, by path)."""
+    """A checkpoint's body: its values (float32, by path), and their hash."""
 
-    name: str
-    folder: Path
     body: dict[str, np.ndarray]
     sha256: str
 
@@ -77,7 +74,7 @@ def prepare(config: Config, device_count: int) -> tuple[Model, list[Cell]]:
         most = shape.max_position_embeddings
         raise InputError(f"max_length: {config.max_length}; the model has {most} positions")
     body = checkpoint.read_body(folder, shape)
-    model = Model(config.model_name, folder, body, checkpoint.body_sha256(body))
+    model = Model(body, checkpoint.body_sha256(body))
     tokenizer = tokens.load_tokenizer(folder)
     cells = []
     for name in config.tasks:
@@ -86,11 +83,10 @@ def prepare(config: Config, device_count: int) -> tuple[Model, list[Cell]]:
     return model, cells
 
 
-def seed_masks(cell: Cell, model: Model, seeds: tuple[int, ...]) -> list[Tree]:
+def seed_masks(setting: Setting, recipe: Recipe, model: Model, seeds: tuple[int, ...]) -> list[Tree]:
     """One elementwise mask a seed."""
-    labels = cell.recipe.label_tree
-    params = _params(cell.data.shape, model)
-    return [masks.choose(cell.setting.mask, params, labels, seed) for seed in seeds]
+    params = _params(recipe.model, model)
+    return [masks.choose(setting.mask, params, recipe.label_tree, seed) for seed in seeds]
 
 
 def _setting(config: Config, shape: BertConfig, name: str) -> Setting:
@@ -126,13 +122,12 @@ def _cell(config: Config, model: Model, data: TaskData, setting: Setting, plan: 
     params = _params(data.shape, model)
     labels = rules.label(params, setting.rules, f"settings: {setting.name}")
     recipe = Recipe(data.shape, tuple(rules.flatten(labels).items()), config.optimizer)
-    chosen = [masks.choose(setting.mask, params, labels, seed) for seed in config.seeds]
     report = trained.report(
         data.task.name,
         setting,
         params,
         labels,
-        chosen,
+        seed_masks(setting, recipe, model, config.seeds),
         seeds=config.seeds,
         model_name=config.model_name,
         model_sha256=model.sha256,

@@ -7,7 +7,6 @@ depth and width of encoder.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 
 from lnflax.errors import InputError, check_choice, nearest
@@ -150,9 +149,3 @@ def check_options(options: Options) -> None:
     check_choice("bitfit.scope", options.bitfit_scope, BITFIT_SCOPES)
     if options.random_count < 0:
         raise InputError(f"random.count: {options.random_count}; allowed are 0 (as many as layernorms) and above")
-
-
-def block_of(path: str) -> int | None:
-    """The number of the block (from 0) that a parameter belongs to, or None."""
-    match = re.match(r"bert/encoder/layer/(\d+)/", path)
-    return int(match[1]) if match else None

@@ -117,7 +117,7 @@ def _train_cell(cell: Cell, model: Model, config: Config, folder: Path, reporter
         train=data.train,
         epochs=cell.epochs,
         body=model.body,
-        seed_masks=cells.seed_masks(cell, model, config.seeds),
+        seed_masks=cells.seed_masks(cell.setting, cell.recipe, model, config.seeds),
     )
     log, spent = Ledger(config, data), {"train": 0.0, "eval": 0.0}
     reporter.start(cell.name, own.steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,6 @@ import jax
 import numpy as np
 
 from lnflax import batches, devices, grid, heads, optimizer, rules, streams
-from lnflax.bert import BertConfig
 from lnflax.config import Config
 from lnflax.devices import Plan
 from lnflax.grid import Chunks
@@ -46,6 +46,11 @@ class Trainer:
         """Updates of a run, T."""
         return self.epochs * batches.epoch_steps(len(self.train.labels), self.config.batch_size)
 
+    @functools.cached_property
+    def schedule(self) -> np.ndarray:
+        """What the rate is multiplied by at each update, float64 `[steps]`."""
+        return optimizer.schedule(self.config.schedule, self.steps, self.config.warmup_ratio)
+
 
 def make_trainer(
     config: Config,
@@ -60,7 +65,7 @@ def make_trainer(
 ) -> Trainer:
     """Puts on the devices what a cell's runs share; `seed_masks` holds one elementwise mask a seed."""
     labels = recipe.label_tree
-    own = [make_head(recipe.model, config, seed, task) for seed in config.seeds]
+    own = [heads.make_head(recipe.model, init=config.head_init, seed=seed, task=task) for seed in config.seeds]
     full = rules.unflatten({path: body.get(path) for path in rules.flatten(labels)})
     trained, frozen = rules.split(full, labels)
     words = np.stack([streams.words(("dropout", task, seed), 1).astype(np.uint32)[0] for seed in config.seeds])
@@ -78,11 +83,6 @@ def make_trainer(
         trained=trained,
         heads=[rules.unflatten({path: head.get(path) for path in rules.flatten(labels)}) for head in own],
     )
-
-
-def make_head(model: BertConfig, config: Config, seed: int, task: str) -> dict[str, np.ndarray]:
-    """The fresh head of a seed, by path."""
-    return heads.make_head(model, init=config.head_init, seed=seed, task=task)
 
 
 def _by_seed(values: list[Tree], plan: Plan) -> Tree:
@@ -181,8 +181,7 @@ def make_updates(trainer: Trainer, begin: int, count: int) -> Update:
     """The learning rates of the updates from `begin`, on the devices: `[devices, STEPS, rates]`."""
     config, plan = trainer.config, trainer.plan
     factor = np.zeros(STEPS)
-    whole = optimizer.schedule(config.schedule, trainer.steps, config.warmup_ratio)
-    factor[:count] = whole[begin : begin + count]
+    factor[:count] = trainer.schedule[begin : begin + count]
     rates = np.asarray(config.learning_rates)
     head = np.full_like(rates, config.optimizer.head_learning_rate) if config.optimizer.head_learning_rate else rates
 

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from configs import base
-from lnflax import batches, bert, config, devices, masks, rules, settings, trainer
+from lnflax import batches, config, devices, masks, rules, settings, trainer
 from lnflax.step import Recipe
 from lnflax.tokens import Encoded
 from tests import tiny
@@ -88,8 +88,3 @@ def final(own, states):
 def dropout_free():
     """Fields of the model that switch dropout off."""
     return {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
-
-
-def stage_names(own):
-    """The stages of the trainer's model."""
-    return bert.stages(own.recipe.model)

@@ -274,7 +274,7 @@ def made_of(place, fields):
     own = small(place, **fields)
     model, study = cells.prepare(own, 1)
     first = study[0]
-    masks = cells.seed_masks(first, model, own.seeds)
+    masks = cells.seed_masks(first.setting, first.recipe, model, own.seeds)
     maker = trainer.make_trainer(
         own,
         first.recipe,

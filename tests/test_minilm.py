@@ -39,7 +39,7 @@ def prepared(tmp_path_factory):
 def test_minilm_keeps_every_scalar_that_the_setting_does_not_name(prepared, setting):
     study, model, by_name = prepared
     cell = by_name[setting]
-    seed_masks = cells.seed_masks(cell, model, study.seeds)
+    seed_masks = cells.seed_masks(cell.setting, cell.recipe, model, study.seeds)
     own = trainer.make_trainer(
         study,
         cell.recipe,

@@ -289,11 +289,3 @@ def test_bad_options(options, message):
     settings.check_options(OPTIONS)
     with pytest.raises(InputError, match=message):
         settings.check_options(dataclasses.replace(OPTIONS, **options))
-
-
-@pytest.mark.parametrize(
-    ("path", "block"),
-    [("bert/encoder/layer/11/output/dense/bias", 11), ("bert/pooler/dense/bias", None), ("classifier/bias", None)],
-)
-def test_the_block_of_a_path(path, block):
-    assert settings.block_of(path) == block
