@@ -99,6 +99,7 @@ def main(_: list[str]) -> None:
     from lnflax.progress import Reporter
 
     devices.be_deterministic()
+    devices.use_cores()
     for name in ("absl", "jax"):  # which greet at level INFO
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # which logs what it raises

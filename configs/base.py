@@ -30,6 +30,8 @@ def get_config() -> ConfigDict:
     config.batch_size = 16  # examples a step, over all devices
     config.max_length = 128  # tokens an example; pairs are cut longest first
     config.max_train_examples = 0  # 0: all; else a fixed random part
+    config.packing = True  # several examples a row; the same examples a step, and no other result than plain rows
+    config.frozen_dropout = True  # False: none below the first trained parameter, which is then computed once for all
     config.report_epoch = "last"  # last | best; both are stored
     config.train_pooler = False  # whether the pooler trains beside every setting
     config.schedule = "linear"  # linear (to zero) | constant, after the warm-up

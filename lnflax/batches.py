@@ -1,22 +1,21 @@
 """Token ids to batches of a static shape, in the one form that the model reads.
 
-A step holds exactly `batch_size` examples; the last of an epoch holds fewer, and the rest have weight 0. Steps have
-one of few lengths, each a compilation; all seeds of a step share it.
+A step holds exactly `batch_size` examples; the last of an epoch holds fewer, and the rest have weight 0. Which rows
+they lie in is `packing`'s affair.
 """
 
 from __future__ import annotations
 
-import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lnflax import streams
+from lnflax.packing import Layout, Shape
 from lnflax.tokens import Encoded
 
 Array = Any  # numpy on the host, jax inside a program
 NONE = -1  # stands for no example
-MULTIPLE = 8  # lengths are multiples of it
 
 
 class Targets(NamedTuple):
@@ -68,80 +67,67 @@ def fill(order: np.ndarray, batch_size: int) -> np.ndarray:
     return padded.reshape(steps, batch_size)
 
 
-def longest(lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The longest example of each step, over all seeds: `[steps]` for an order `[seeds, steps, batch]`."""
-    return np.where(order == NONE, 0, lengths[order]).max(axis=(0, 2))
+def group_stop(shapes: np.ndarray, start: int, most: int) -> int:
+    """The end of the steps from `start` that share one shape, at most `most`; `shapes` is their numbers `[steps]`."""
+    other = np.flatnonzero(shapes[start : start + most] != shapes[start])
+    return start + int(other[0]) if len(other) else min(start + most, len(shapes))
 
 
-def choose_lengths(step_lengths: np.ndarray, most: int = 3, worth: float = 0.05) -> tuple[int, ...]:
-    """The lengths that a task's rows may have, ascending; the last holds the longest step.
-
-    Of up to `most` multiples of 8, those that compute the fewest tokens; one more length must save the share
-    `worth` of all tokens, since each is a compilation of seconds.
-    """
-    need = -(-step_lengths // MULTIPLE) * MULTIPLE
-    top = int(need.max())
-    below = sorted(set(need.tolist()) - {top})
-    best, cost = (top,), float(top * len(need))
-    for count in range(1, most):
-        choices = [(*rest, top) for rest in itertools.combinations(below, count)]
-        costs = [float(np.asarray(lengths)[np.searchsorted(lengths, need)].sum()) for lengths in choices]
-        if costs and min(costs) <= cost - worth * top * len(need):
-            cost = min(costs)
-            best = choices[costs.index(cost)]
-    return best
+def sizes(encoded: Encoded, order: np.ndarray) -> np.ndarray:
+    """Tokens of the examples of an order, the same shape; 0 for none."""
+    return np.where(order == NONE, 0, encoded.lengths[order])
 
 
-def row_lengths(step_lengths: np.ndarray, lengths: tuple[int, ...]) -> np.ndarray:
-    """The shortest of `lengths` that holds each step, `[steps]`."""
-    return np.asarray(lengths)[np.searchsorted(lengths, step_lengths)]
-
-
-def group_stop(rows: np.ndarray, start: int, most: int) -> int:
-    """The end of the steps from `start` that share one row length, at most `most`."""
-    other = np.flatnonzero(rows[start : start + most] != rows[start])
-    return start + int(other[0]) if len(other) else min(start + most, len(rows))
-
-
-def make_batches(encoded: Encoded, order: np.ndarray, length: int, parts: int) -> Batch:
-    """Batches of one example a row, for any leading axes of steps and seeds.
+def make_batches(encoded: Encoded, order: np.ndarray, layout: Layout, shape: Shape, parts: int) -> Batch:
+    """Batches of one shape, for any leading axes of steps and seeds.
 
     Args:
         encoded: the examples.
-        order: which examples, int64 `[…, batch]`, `NONE` for none.
-        length: tokens a row.
+        order: which examples, int64 `[…, targets]`, `NONE` for none.
+        layout: where each example begins, `[…, targets]`.
+        shape: rows and their length.
         parts: into how many parts the rows are cut, for devices that share a batch.
 
     Returns:
-        Leaves `[parts, …, batch / parts, length]` and targets `[parts, …, batch / parts]`.
+        Leaves `[parts, …, rows / parts, length]` and targets `[parts, …, targets]`: each part has them all, with
+        weight 0 where the example lies in another.
     """
-    present = order != NONE
-    starts = np.where(present, encoded.offsets[order], 0)
-    sizes = np.where(present, encoded.lengths[order], 0)
-    column = np.arange(length)
-    inside = column < sizes[..., None]
-    where = np.where(inside, starts[..., None] + column, 0)
+    lead, present = order.shape[:-1], order != NONE
+    places = places_of(encoded, order, layout, shape)
+    number = np.broadcast_to(np.arange(1, order.shape[-1] + 1, dtype=np.int32), order.shape)
 
-    def read(flat: np.ndarray) -> np.ndarray:
-        return np.where(inside, flat[where], 0).astype(np.int32)
+    def spread(values: np.ndarray) -> np.ndarray:
+        flat = np.zeros(int(np.prod(lead)) * shape.tokens, np.int32)
+        flat[places.token] = values
+        rows = flat.reshape(*lead, parts, shape.rows // parts, shape.length)
+        return np.moveaxis(rows, len(lead), 0)
 
-    ids = np.arange(1, order.shape[-1] + 1, dtype=np.int32)[:, None]
-    rows = (
-        read(encoded.tokens),
-        read(encoded.token_types),
-        np.where(inside, column, 0).astype(np.int32),
-        np.where(inside, ids, 0).astype(np.int32),
+    width = shape.rows // parts
+    inside = present & (layout.row // width == np.arange(parts).reshape(-1, *(1 for _ in order.shape)))
+    label = np.where(inside, encoded.labels[order], 0).astype(encoded.labels.dtype)
+    row, position = (np.where(inside, part, 0).astype(np.int32) for part in (layout.row % width, layout.start))
+    return Batch(
+        spread(encoded.tokens[places.source]),
+        spread(encoded.token_types[places.source]),
+        spread(places.position),
+        spread(np.repeat(number.reshape(-1), sizes(encoded, order).reshape(-1))),
+        Targets(row, position, label, inside.astype(np.float32)),
     )
-    width = order.shape[-1] // parts
-    row = np.broadcast_to(np.arange(order.shape[-1], dtype=np.int32) % width, order.shape)
-    label = np.where(present, encoded.labels[order], 0).astype(encoded.labels.dtype)
-    targets = (row, np.zeros_like(row), label, present.astype(np.float32))
-    axis = order.ndim - 1
-    tokens, types, positions, example_ids = (_cut(value, axis, parts) for value in rows)
-    return Batch(tokens, types, positions, example_ids, Targets(*(_cut(value, axis, parts) for value in targets)))
 
 
-def _cut(value: np.ndarray, axis: int, parts: int) -> np.ndarray:
-    """The axis in `parts` parts, which come first."""
-    shape = (*value.shape[:axis], parts, value.shape[axis] // parts, *value.shape[axis + 1 :])
-    return np.moveaxis(value.reshape(shape), axis, 0)
+class Places(NamedTuple):
+    """Where each token of a run of batches comes from and goes to, int64 `[tokens]`."""
+
+    source: np.ndarray  # in the flat arrays of the examples
+    token: np.ndarray  # in the rows of all batches, end to end
+    position: np.ndarray  # inside its example
+
+
+def places_of(encoded: Encoded, order: np.ndarray, layout: Layout, shape: Shape) -> Places:
+    """The places of all tokens of batches of one shape; the arguments are those of `make_batches`."""
+    count = sizes(encoded, order).reshape(-1)
+    position = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    batch = np.arange(order.size) // order.shape[-1]
+    begin = batch * shape.tokens + layout.row.reshape(-1).astype(np.int64) * shape.length + layout.start.reshape(-1)
+    first = np.where(order == NONE, 0, encoded.offsets[order]).reshape(-1)
+    return Places(np.repeat(first, count) + position, np.repeat(begin, count) + position, position)

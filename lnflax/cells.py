@@ -6,20 +6,44 @@ Nothing is trained or written here, so that bad input costs nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
-from lnflax import batches, bert, checkpoint, devices, masks, rules, settings, tasks, tokens, trained
+from lnflax import (
+    batches,
+    bert,
+    checkpoint,
+    devices,
+    evaluation,
+    features,
+    grid,
+    masks,
+    packing,
+    rules,
+    settings,
+    tasks,
+    tokens,
+    trained,
+    trainer,
+    work,
+)
 from lnflax.bert import BertConfig
 from lnflax.config import Config
 from lnflax.errors import InputError
+from lnflax.evaluation import Evaluation
+from lnflax.grid import Chunks
 from lnflax.settings import Setting
 from lnflax.step import Recipe
 from lnflax.tasks import TASKS, Task
 from lnflax.tokens import Encoded
+from lnflax.trainer import Rows, Trainer
 
 Tree = Any
+SHAPES = 6  # the most of a task: each is a compilation of seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,25 +56,44 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """A task's examples as token ids, the model's shape with the task's head, and the rows' lengths."""
+    """A task's examples as token ids, the model's shape with the task's head, and how examples are laid into rows."""
 
     task: Task
     shape: BertConfig
     train: Encoded
     evals: dict[str, Encoded]
     absent: tuple[str, ...]
-    row_lengths: tuple[int, ...]
+    rows: Callable[[int], Rows]  # for rows that so many devices share
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """Runs of a cell that train together: by the places of their seeds and rates in the config's lists."""
+
+    seeds: tuple[int, ...]
+    rates: tuple[int, ...]
+    plan: devices.Plan
+    chunks: Chunks
+
+    def config(self, config: Config) -> Config:
+        """The config of these runs alone."""
+        return dataclasses.replace(
+            config,
+            seeds=tuple(config.seeds[i] for i in self.seeds),
+            learning_rates=tuple(config.learning_rates[i] for i in self.rates),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One number ± deviation of a table: all runs of one task and setting."""
+    """One number ± deviation of a table: all runs of one task and setting, in parts that train one after another."""
 
     data: TaskData
     setting: Setting
     recipe: Recipe
     epochs: int
-    plan: devices.Plan
+    rows: Rows
+    parts: tuple[Part, ...]
     report: dict[str, Any]  # what trains: the content of trained.json
 
     @property
@@ -65,7 +108,6 @@ def prepare(config: Config, device_count: int) -> tuple[Model, list[Cell]]:
     Raises:
         InputError: anything of the config does not fit the model, the data or the devices.
     """
-    plan = devices.make_plan(len(config.seeds), len(config.learning_rates), device_count, config.batch_size)
     folder = checkpoint.find(config.model_name)
     shape = checkpoint.read_config(folder, pooling=config.pooling, num_outputs=1, dtype=config.dtype)
     for name in config.settings:
@@ -79,8 +121,34 @@ def prepare(config: Config, device_count: int) -> tuple[Model, list[Cell]]:
     cells = []
     for name in config.tasks:
         data = _task_data(config, shape, tokenizer, TASKS[name])
-        cells += [_cell(config, model, data, _setting(config, shape, setting), plan) for setting in config.settings]
+        cells += [_cell(config, model, data, _setting(config, shape, own), device_count) for own in config.settings]
     return model, cells
+
+
+def make_trainer(cell: Cell, part: Part, model: Model, config: Config) -> tuple[Trainer, dict[str, Evaluation]]:
+    """What a part of a cell needs on its devices: for training, and for each development set."""
+    own, data, knee = part.config(config), cell.data, work.knee(cell.data.shape)
+    made = trainer.make_trainer(
+        own,
+        cell.recipe,
+        part.plan,
+        part.chunks,
+        task=data.task.name,
+        train=data.train,
+        rows=cell.rows,
+        epochs=cell.epochs,
+        body=model.body,
+        seed_masks=seed_masks(cell.setting, cell.recipe, model, own.seeds),
+    )
+    if not config.frozen_dropout and cell.recipe.cut:
+        known = features.load(cell.recipe, part.plan, made.frozen, data.train, model.sha256, knee)
+        made = trainer.with_features(made, known)
+    lay = packing.pack_all if config.packing else packing.plain_all
+    evals = {
+        split: evaluation.prepare(cell.recipe, part.plan, made.frozen, examples, lay, knee)
+        for split, examples in data.evals.items()
+    }
+    return made, evals
 
 
 def seed_masks(setting: Setting, recipe: Recipe, model: Model, seeds: tuple[int, ...]) -> list[Tree]:
@@ -112,16 +180,42 @@ def _task_data(config: Config, shape: BertConfig, tokenizer: Any, task: Task) ->
     largest = max(int(part.tokens.max()) for part in (train, *evals.values()))
     if largest >= shape.vocab_size:
         raise InputError(f"model.name: the tokenizer gives token {largest}, the model knows {shape.vocab_size}")
-    order = [batches.epoch_order(task.name, seed, 1, len(train.labels), config.batch_size) for seed in config.seeds]
-    lengths = batches.choose_lengths(batches.longest(train.lengths, np.stack(order)))
     shape = dataclasses.replace(shape, num_outputs=task.num_outputs)
-    return TaskData(task, shape, train, evals, texts.absent, lengths)
+    rows = functools.cache(functools.partial(_rows, config, shape, task, train))
+    return TaskData(task, shape, train, evals, texts.absent, rows)
 
 
-def _cell(config: Config, model: Model, data: TaskData, setting: Setting, plan: devices.Plan) -> Cell:
+def _rows(config: Config, shape: BertConfig, task: Task, train: Encoded, parts: int) -> Rows:
+    """The shapes that hold every step of every epoch."""
+    epochs = max(config.epochs or tasks.paper_epochs(task, setting) for setting in config.settings)
+    count, size = len(train.labels), config.batch_size
+    orders = [
+        np.concatenate([batches.epoch_order(task.name, seed, epoch, count, size) for epoch in range(1, epochs + 1)])
+        for seed in config.seeds
+    ]
+    steps = batches.sizes(train, np.stack(orders, axis=1))
+    platform = jax.default_backend()
+    if seed_by_seed(platform):
+        steps = steps.reshape(-1, 1, size)
+    if not config.packing:
+        return Rows(packing.plain, packing.plain_shapes(steps, parts=parts))
+    worth = work.least_saving(platform, int(steps.sum()) * len(config.learning_rates))
+    shapes = packing.choose_shapes(steps, knee=work.knee(shape), parts=parts, most=SHAPES, worth=worth)
+    return Rows(packing.first_fit, shapes)
+
+
+def seed_by_seed(platform: str) -> bool:
+    """Whether seeds train one after another: each then has shapes of its own, with less padding than shared ones.
+
+    A CPU gains nothing from computing seeds together; an accelerator wants all the runs that it can hold.
+    """
+    return platform == "cpu"
+
+
+def _cell(config: Config, model: Model, data: TaskData, setting: Setting, device_count: int) -> Cell:
     params = _params(data.shape, model)
     labels = rules.label(params, setting.rules, f"settings: {setting.name}")
-    recipe = Recipe(data.shape, tuple(rules.flatten(labels).items()), config.optimizer)
+    recipe = Recipe(data.shape, tuple(rules.flatten(labels).items()), config.optimizer, config.frozen_dropout)
     report = trained.report(
         data.task.name,
         setting,
@@ -135,7 +229,19 @@ def _cell(config: Config, model: Model, data: TaskData, setting: Setting, plan: 
         seen=_seen(data),
     )
     epochs = config.epochs or tasks.paper_epochs(data.task, setting.name)
-    return Cell(data, setting, recipe, epochs, plan, report)
+    parts = make_parts(config, recipe, int(config.batch_size * data.train.lengths.mean()), device_count)
+    return Cell(data, setting, recipe, epochs, data.rows(parts[0].plan.batch_parts), parts, report)
+
+
+def make_parts(config: Config, recipe: Recipe, tokens: int, device_count: int) -> tuple[Part, ...]:
+    """The parts of a cell, each with its plan and chunks; `tokens` are those of a step, about."""
+    platform, rates = jax.default_backend(), tuple(range(len(config.learning_rates)))
+    seeds = range(len(config.seeds))
+    groups = [(seed,) for seed in seeds] if seed_by_seed(platform) else [tuple(seeds)]
+    own = work.of_step(recipe, tokens)
+    plan = devices.make_plan(len(groups[0]), len(rates), device_count, own, split=platform == "cpu")
+    chunks = grid.default_chunks(platform, tokens // plan.batch_parts, len(plan.rates[0]))
+    return tuple(Part(group, rates, plan, chunks) for group in groups)
 
 
 def _mask_options(config: Config, setting: Setting) -> dict[str, Any]:

@@ -30,6 +30,8 @@ TYPES: dict[str, type | dict[str, type]] = {
     "batch_size": int,
     "max_length": int,
     "max_train_examples": int,
+    "packing": bool,
+    "frozen_dropout": bool,
     "report_epoch": str,
     "train_pooler": bool,
     "schedule": str,
@@ -49,7 +51,10 @@ TYPES: dict[str, type | dict[str, type]] = {
     "bitfit": {"scope": str},
 }
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False", dict: "a group of fields"}
-SAME = ("epochs", "batch_size", "max_length", "max_train_examples", "report_epoch", "schedule", "head_init")
+SAME = (
+    *("epochs", "batch_size", "max_length", "max_train_examples", "packing", "frozen_dropout"),
+    *("report_epoch", "schedule", "head_init"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Config:
     batch_size: int
     max_length: int
     max_train_examples: int
+    packing: bool
+    frozen_dropout: bool
     report_epoch: str
     schedule: str
     head_init: str

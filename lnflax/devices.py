@@ -9,84 +9,114 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lnflax.errors import InputError
-
 Tree = Any
 AXIS = "devices"
+CPU_DEVICES = 8
 DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which runs each device trains: a rectangle of seeds × rates, all of one size.
+    """Which runs each device trains, and whether devices share a batch.
 
-    `seeds[d]` and `rates[d]` index the cell's lists. Rectangles are padded with repeats of the last seed or rate,
-    whose results are thrown away. Where `split_batch` is true every device has all the runs, and its share of each
-    batch's rows.
+    Devices come in groups of `batch_parts`. Each group trains a rectangle of seeds × rates, all rectangles of one
+    size: `seeds[g]` and `rates[g]` index the lists of the runs that are spread. Rectangles are padded with repeats of
+    the last seed or rate, whose results are thrown away. The devices of a group have the same runs, and each its
+    part of every batch's rows.
     """
 
     seeds: tuple[tuple[int, ...], ...]
     rates: tuple[tuple[int, ...], ...]
-    split_batch: bool
+    batch_parts: int
 
     @property
     def devices(self) -> int:
         """How many devices the plan uses."""
-        return len(self.seeds)
-
-    @property
-    def batch_parts(self) -> int:
-        """Into how many parts the rows of a batch are cut."""
-        return self.devices if self.split_batch else 1
+        return len(self.seeds) * self.batch_parts
 
     def owner(self, seed: int, rate: int) -> tuple[int, int, int]:
-        """The first place of a run: `(device, row, column)`."""
-        for device, (seeds, rates) in enumerate(zip(self.seeds, self.rates, strict=True)):
+        """The first place of a run: `(group, row, column)`."""
+        for group, (seeds, rates) in enumerate(zip(self.seeds, self.rates, strict=True)):
             if seed in seeds and rate in rates:
-                return device, seeds.index(seed), rates.index(rate)
+                return group, seeds.index(seed), rates.index(rate)
         raise ValueError(f"no device has run {seed}, {rate}")
 
+    def by_device(self, groups: Sequence[Tree]) -> Tree:
+        """One tree a group to leaves `[devices, …]`: the devices of a group get the same."""
+        each = [tree for tree in groups for _ in range(self.batch_parts)]
+        return jax.tree.map(lambda *x: np.stack(x), *each)
+
+    def by_part(self, tree: Tree) -> Tree:
+        """Leaves `[parts, steps, S, …]` to `[devices, steps, seeds, …]`: its part of the batches of its seeds."""
+        return jax.tree.map(lambda x: np.stack([x[p][:, list(s)] for s in self.seeds for p in range(len(x))]), tree)
+
+    def to_parts(self, tree: Tree) -> Tree:
+        """Leaves `[parts, …]` to `[devices, …]`: its part of batches that all runs share."""
+        return jax.tree.map(lambda x: np.concatenate([x] * len(self.seeds)), tree)
+
+    def device_sum(self, tree: Tree) -> Tree:
+        """The sum over the devices that share a batch, inside a program made by `parallel`."""
+        if self.batch_parts == 1:
+            return tree
+        numbers = np.arange(self.devices).reshape(-1, self.batch_parts).tolist()
+        return jax.lax.psum(tree, AXIS, axis_index_groups=numbers if len(numbers) > 1 else None)
+
     def gather(self, values: np.ndarray) -> np.ndarray:
-        """Runs from all devices to the cell's order: `[devices, steps, seeds, rates, …]` to `[steps, S, R, …]`.
+        """Runs from all devices to their order: `[devices, steps, seeds, rates, …]` to `[steps, S, R, …]`.
 
-        Where the batch is split and there is a last axis of targets, its parts are joined.
+        Of each group the first device is read.
         """
-        if self.split_batch:
-            return np.concatenate(list(values), axis=-1) if values.ndim == 5 else values[0]
         seeds, rates = max(map(max, self.seeds)) + 1, max(map(max, self.rates)) + 1
+        first = values[:: self.batch_parts]
         places = [[self.owner(seed, rate) for rate in range(rates)] for seed in range(seeds)]
-        return np.stack([np.stack([values[d][:, i, j] for d, i, j in row], axis=1) for row in places], axis=1)
+        return np.stack([np.stack([first[g][:, i, j] for g, i, j in row], axis=1) for row in places], axis=1)
+
+    def gather_targets(self, values: np.ndarray, part: np.ndarray) -> np.ndarray:
+        """The same for `[devices, steps, seeds, rates, targets]`, each target from the part of the batch that has it.
+
+        `part` is int `[steps, targets]`.
+        """
+        parts = np.stack([self.gather(np.roll(values, -number, axis=0)) for number in range(self.batch_parts)])
+        return np.take_along_axis(parts, part[None, :, None, None], axis=0)[0]
 
 
-def make_plan(seeds: int, rates: int, devices: int, batch_size: int) -> Plan:
-    """Spreads `seeds × rates` runs over devices; with fewer runs than devices the batch is split.
+class Work(NamedTuple):
+    """What a step takes, in floating-point operations or what takes as long as so many."""
 
-    Of all ways to cut both levels, the one whose largest rectangle has the fewest runs, then the fewest seeds: a
-    seed's prefix is computed once on each device that has it.
+    prefix: float  # once a seed
+    suffix: float  # a run
+    update: float  # a run, whatever its share of the batch
 
-    Raises:
-        InputError: the batch must be split and does not divide.
+
+SPLIT = 0.05  # what one more part of a batch costs: smaller products, waiting for one another
+EXCHANGE = 2e7  # what a step's sum over devices costs, however small
+
+
+def make_plan(seeds: int, rates: int, devices: int, work: Work, *, split: bool) -> Plan:
+    """Spreads `seeds × rates` runs over devices: the plan whose busiest device is done first.
+
+    Splitting batches shares a seed's prefix without computing it twice and leaves no device idle where runs do not
+    divide; but every device of the group makes the whole update. `split` allows it always; else only with fewer
+    runs than devices.
     """
-    if seeds * rates < devices:
-        if batch_size % devices:
-            raise InputError(
-                f"batch_size: {batch_size} does not divide over {devices} devices"
-                f" (with fewer runs than devices, here {seeds * rates}, the batch is split)"
-            )
-        return Plan((tuple(range(seeds)),) * devices, (tuple(range(rates)),) * devices, True)
-    cuts = [(a, b) for a in range(1, seeds + 1) for b in range(1, rates + 1) if a * b <= devices]
-    sizes = {cut: (-(-seeds // cut[0]), -(-rates // cut[1])) for cut in cuts}
-    a, b = min(cuts, key=lambda cut: (sizes[cut][0] * sizes[cut][1], sizes[cut][0], cut))
-    height, width = sizes[a, b]
-    seed_parts, rate_parts = _parts(seeds, height), _parts(rates, width)
+    parts = range(1, devices + 1) if split or seeds * rates < devices else (1,)
+    cuts = [(a, b, p) for p in parts for a in range(1, seeds + 1) for b in range(1, rates + 1) if a * b * p <= devices]
+
+    def load(cut: tuple[int, int, int]) -> float:
+        height, width, p = -(-seeds // cut[0]), -(-rates // cut[1]), cut[2]
+        compute = height * (work.prefix + width * work.suffix) * (1 + SPLIT * (p - 1)) / p
+        return compute + height * width * (work.update * (1 + (p > 1)) + EXCHANGE * (p > 1))
+
+    a, b, p = min(cuts, key=lambda cut: (load(cut), cut))
+    seed_parts, rate_parts = _parts(seeds, -(-seeds // a)), _parts(rates, -(-rates // b))
     places = [(s, r) for s in seed_parts for r in rate_parts]
-    return Plan(tuple(s for s, _ in places), tuple(r for _, r in places), False)
+    return Plan(tuple(s for s, _ in places), tuple(r for _, r in places), p)
 
 
 def _parts(count: int, size: int) -> list[tuple[int, ...]]:
@@ -101,9 +131,15 @@ def be_deterministic() -> None:
     os.environ["XLA_FLAGS"] = " ".join([given, *flags]).strip()
 
 
-def device_sum(tree: Tree) -> Tree:
-    """The sum over all devices, inside a program made by `parallel`."""
-    return jax.lax.psum(tree, AXIS)
+def use_cores() -> None:
+    """Makes each core of the CPU a device, before JAX starts, unless JAX_NUM_CPU_DEVICES says how many there are.
+
+    Every part of a step then runs on all cores, not its large products only. Each device has a copy of the frozen
+    parameters, so there are at most `CPU_DEVICES`; where there are more cores, each has several.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", min(cores, CPU_DEVICES))
 
 
 def parallel(function: Callable, count: int, *, donate: Sequence[int] = ()) -> Callable:

@@ -27,6 +27,8 @@ from lnflax.batches import Batch
 from lnflax.step import Recipe, RunState, Update
 
 Tree = Any
+ALL = 2**31
+CPU_ROWS = 800  # of one product on a core: fewer leave it idle, more leave its cache (measured, docs/performance.md)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +39,20 @@ class Chunks:
     rates: int
 
 
-def default_chunks(platform: str) -> Chunks:
-    """A CPU does best run by run, in little memory; an accelerator with all runs at once."""
-    return Chunks(1, 1) if platform == "cpu" else Chunks(2**31, 2**31)
+def default_chunks(platform: str, tokens: int, rates: int) -> Chunks:
+    """What does best: an accelerator all runs at once; a CPU run by run, or so many that a product has enough rows.
+
+    Args:
+        platform: JAX's name of the backend.
+        tokens: of one run's step on one device.
+        rates: how many a rectangle has.
+    """
+    if platform != "cpu":
+        return Chunks(ALL, ALL)
+    if tokens > CPU_ROWS / 4:
+        return Chunks(1, 1)
+    blocks = -(-rates * tokens // CPU_ROWS)
+    return Chunks(1, -(-rates // blocks))
 
 
 def walk(count: int, chunk: int, body: Callable[[Any, int, Tree], Tree], carry: Tree) -> Tree:
@@ -84,12 +97,13 @@ def over(function: Callable, size: int, in_axes: tuple) -> Callable:
 def train_steps(
     recipe: Recipe,
     chunks: Chunks,
-    split_batch: bool,
+    total: step.Sum,
     states: RunState,
     frozen: Tree,
     masks: Tree,
     streams: jax.Array,
     batches: Batch,
+    features: Tree,
     updates: Update,
     count: jax.Array,
 ) -> tuple[RunState, jax.Array]:
@@ -98,12 +112,13 @@ def train_steps(
     Args:
         recipe: what trains.
         chunks: the chunk of each level.
-        split_batch: whether the devices share each batch.
+        total: the sum over the devices that share a batch.
         states: leaves `[seeds, rates, …]`.
         frozen: the frozen parameters, unmapped.
         masks: elementwise masks, leaves `[seeds, …]`.
         streams: one dropout word a seed, uint32 `[seeds]`.
         batches: leaves `[steps, seeds, …]`; steps at and after `count` are not computed.
+        features: the prefix where it was computed before, `[steps, seeds, …]`; else None.
         updates: rates `[steps, rates]`, step `[steps]`.
         count: int32 `[]`.
 
@@ -112,11 +127,10 @@ def train_steps(
     """
     steps, rates = updates.rate.shape
     seeds = streams.shape[0]
-    total = devices.device_sum if split_batch else (lambda tree: tree)
 
-    def one_seed(batch: Batch, stream: jax.Array, number: jax.Array) -> tuple[Any, Any]:
+    def one_seed(batch: Batch, known: Any, stream: jax.Array, number: jax.Array) -> tuple[Any, Any]:
         below, above = step.noise(recipe, batch, stream, number)
-        return above, step.prefix(recipe, frozen, batch, below)
+        return above, step.prefix(recipe, frozen, batch, below) if known is None else known
 
     def one_run(state: RunState, mask: Tree, features: Any, batch: Batch, noise: Any, rate: tuple, number: Any) -> Any:
         update = Update(rate=rate[0], head_rate=rate[1], step=number)
@@ -124,10 +138,12 @@ def train_steps(
 
     def seed_block(s: Any, ns: int, carry: Any) -> Any:
         mask, stream = take((masks, streams), (s,), (ns,))
-        batch = take(batches, (0, s), (steps, ns))
-        shared = every_step(
-            lambda i: over(one_seed, ns, (0, 0, None))(at(batch, i), stream, updates.step[i]), steps, count
-        )
+        batch, known = take((batches, features), (0, s), (steps, ns))
+
+        def below(i: Any) -> Any:
+            return over(one_seed, ns, (0, 0, 0, None))(at(batch, i), at(known, i), stream, updates.step[i])
+
+        shared = every_step(below, steps, count)
 
         def rate_block(r: Any, nr: int, carry: Any) -> Any:
             row = over(one_run, nr, (0, None, None, None, None, 0, None))
@@ -165,12 +181,25 @@ def every_step(function: Callable[[Any], Tree], steps: int, count: jax.Array) ->
     return jax.lax.fori_loop(0, count, body, empty)
 
 
+def prefix_steps(recipe: Recipe, frozen: Tree, batches: Batch, count: jax.Array) -> jax.Array:
+    """The prefix without dropout of `count` batches, which is the same for all runs.
+
+    Args:
+        recipe: what trains.
+        frozen: the frozen parameters.
+        batches: leaves `[steps, …]`.
+        count: int32 `[]`.
+
+    Returns:
+        `[steps, rows, length, hidden]`, or `[steps, targets, hidden]` where only the head is above.
+    """
+    return every_step(lambda i: step.prefix(recipe, frozen, at(batches, i), {}), batches.tokens.shape[0], count)
+
+
 def eval_steps(
-    recipe: Recipe, chunks: Chunks, values: Tree, frozen: Tree, batches: Batch, count: jax.Array
+    recipe: Recipe, chunks: Chunks, values: Tree, frozen: Tree, batches: Batch, features: Tree, count: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Predictions and losses of all runs of one device over `count` batches, which all runs share.
-
-    Without dropout the prefix is the same for all seeds: computed once.
 
     Args:
         recipe: what trains.
@@ -178,6 +207,7 @@ def eval_steps(
         values: the runs' trained values, leaves `[seeds, rates, …]`.
         frozen: the frozen parameters.
         batches: leaves `[steps, …]`.
+        features: their prefix, `[steps, …]`; None where there is none.
         count: int32 `[]`.
 
     Returns:
@@ -187,11 +217,10 @@ def eval_steps(
     steps, targets = batches.targets.label.shape
 
     def one_batch(i: jax.Array, carry: Any) -> Any:
-        batch = jax.tree.map(lambda x: x[i], batches)
-        features = step.prefix(recipe, frozen, batch, {})
+        batch, known = at((batches, features), i)
 
         def one_run(values: Tree) -> Any:
-            return step.eval_step(recipe, frozen, values, features, batch)
+            return step.eval_step(recipe, frozen, values, known, batch)
 
         def seed_block(s: Any, ns: int, carry: Any) -> Any:
             def rate_block(r: Any, nr: int, carry: Any) -> Any:
@@ -242,7 +271,7 @@ def moved(values: Tree, body: Tree, heads: Tree) -> Tree:
 @functools.cache
 def train_program(recipe: Recipe, chunks: Chunks, plan: devices.Plan) -> Callable:
     """`train_steps` on the plan's devices; the states are donated. Cells of one recipe and plan share it."""
-    function = functools.partial(train_steps, recipe, chunks, plan.split_batch)
+    function = functools.partial(train_steps, recipe, chunks, plan.device_sum)
     return devices.parallel(function, plan.devices, donate=(0,))
 
 
@@ -262,3 +291,9 @@ def moved_program(count: int) -> Callable:
 def eval_program(recipe: Recipe, chunks: Chunks, count: int) -> Callable:
     """`eval_steps` on `count` devices."""
     return devices.parallel(functools.partial(eval_steps, recipe, chunks), count)
+
+
+@functools.cache
+def prefix_program(recipe: Recipe, count: int) -> Callable:
+    """`prefix_steps` on `count` devices."""
+    return devices.parallel(functools.partial(prefix_steps, recipe), count)

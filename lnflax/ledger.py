@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,8 @@ from lnflax import metrics
 from lnflax.cells import TaskData
 from lnflax.config import Config
 
-Evals = dict[str, tuple[np.ndarray, np.ndarray]]  # split: predictions and losses, [seeds, rates, examples]
+Run = tuple[int, int]  # the places of its seed and rate in the config's lists
+Evals = dict[str, tuple[np.ndarray, np.ndarray]]  # split: predictions and losses, [seeds, rates, examples] or a run's
 
 
 class Ledger:
@@ -24,50 +27,61 @@ class Ledger:
         self.best = np.empty(self.shape, object)
         self.predictions: dict[str, np.ndarray] = {}
 
-    def add(self, epoch: int, step: int, losses: np.ndarray, evals: Evals, seconds: float) -> list[dict]:
-        """An epoch's losses `[steps, seeds, rates]` and evaluations; returns its lines of metrics.jsonl."""
-        first = step - len(losses)
-        self._watch(first, losses, evals)
+    def add(
+        self,
+        seeds: Sequence[int],
+        rates: Sequence[int],
+        epoch: int,
+        step: int,
+        losses: np.ndarray,
+        evals: Evals,
+        seconds: float,
+    ) -> list[dict]:
+        """An epoch of the runs of some seeds and rates, by their places in the config's lists.
+
+        Losses are `[steps, seeds, rates]`, evaluations those of the same runs. Returns the lines of metrics.jsonl.
+        """
         sizes = np.full(len(losses), self.config.batch_size)
         sizes[-1] = len(self.data.train.labels) - sizes[:-1].sum()
         lines = []
-        for run in np.ndindex(self.shape):
-            seed, rate = self.config.seeds[run[0]], self.config.learning_rates[run[1]]
-            scores = self._scores(run, evals)
-            row = {"train_loss": float(np.average(losses[:, *run], weights=sizes)), **scores}
-            self._keep(run, {"epoch": epoch, **row}, evals)
+        for (i, s), (j, r) in itertools.product(enumerate(seeds), enumerate(rates)):
+            run, own = (s, r), {split: (values[i, j], loss[i, j]) for split, (values, loss) in evals.items()}
+            self._watch(run, step - len(losses), losses[:, i, j], own)
+            seed, rate = self.config.seeds[s], self.config.learning_rates[r]
+            row = {"train_loss": float(np.average(losses[:, i, j], weights=sizes)), **self._scores(run, own)}
+            self._keep(run, {"epoch": epoch, **row}, own)
             lines.append(
                 {"seed": seed, "learning_rate": rate, "epoch": epoch, "step": step, **row, "seconds": round(seconds, 3)}
             )
         return lines
 
-    def _watch(self, first: int, losses: np.ndarray, evals: Evals) -> None:
-        bad = ~np.isfinite(losses)
-        when = first + 1 + np.argmax(bad, axis=0)
-        self.diverged = np.where((self.diverged == 0) & bad.any(axis=0), when, self.diverged)
-        for _, loss in evals.values():
-            late = (self.diverged == 0) & ~np.isfinite(loss).all(axis=-1)
-            self.diverged = np.where(late, first + len(losses), self.diverged)
+    def _watch(self, run: Run, first: int, losses: np.ndarray, evals: Evals) -> None:
+        """Notes the first step whose loss was not finite; an evaluation's counts as the last step's."""
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if not self.diverged[run] and len(bad):
+            self.diverged[run] = first + 1 + bad[0]
+        if not self.diverged[run] and not all(np.isfinite(loss).all() for _, loss in evals.values()):
+            self.diverged[run] = first + len(losses)
 
-    def _scores(self, run: tuple, evals: Evals) -> dict[str, Any]:
+    def _scores(self, run: Run, evals: Evals) -> dict[str, Any]:
         names, first = self.data.task.metrics, next(iter(self.data.evals))
-        loss = None if self.diverged[run] else float(evals[first][1][run].mean())
+        loss = None if self.diverged[run] else float(evals[first][1].mean())
         scores: dict[str, float | None] = {"eval_loss": loss}
         for split in (*self.data.evals, *self.data.absent):
             ending = "" if split == first else f"_{split.rpartition('_')[2]}"
             values: dict[str, float | None] = dict.fromkeys(names)
             if split in evals and not self.diverged[run]:
-                values |= metrics.compute(names, evals[split][0][run], self.data.evals[split].labels)
+                values |= metrics.compute(names, evals[split][0], self.data.evals[split].labels)
             scores |= {f"{name}{ending}": value for name, value in values.items()}
         return scores
 
-    def _keep(self, run: tuple, row: dict[str, Any], evals: Evals) -> None:
+    def _keep(self, run: Run, row: dict[str, Any], evals: Evals) -> None:
         better = self.best[run] is None or self._value(row) > self._value(self.best[run])
         self.last[run] = row
         self.best[run] = row if better else self.best[run]
         for kind in ("last", "best")[: 1 + better]:
             for split, (predictions, loss) in evals.items():
-                own = predictions[run] if not self.data.task.labels else classes(predictions[run], loss[run])
+                own = predictions if not self.data.task.labels else classes(predictions, loss)
                 name = f"{kind}/{split}"
                 if name not in self.predictions:
                     self.predictions[name] = np.zeros((*self.shape, *own.shape), own.dtype)

@@ -39,6 +39,7 @@ class Layout(NamedTuple):
 
 # Lengths `[…, batch]` and tokens a row to a layout and the rows it takes, `[…]`.
 Lay = Callable[[np.ndarray, int], tuple[Layout, np.ndarray]]
+LayAll = Callable[[np.ndarray, int], tuple[Layout, int]]  # the same for a whole set, lengths `[examples]`
 
 
 def plain(lengths: np.ndarray, length: int) -> tuple[Layout, np.ndarray]:
@@ -234,6 +235,19 @@ def assign(lengths: np.ndarray, shapes: tuple[Shape, ...], lay: Lay = first_fit)
         step = int(index.argmin())
         raise ValueError(f"step {step} of {lengths[step].sum(axis=-1).max()} tokens fits none of {shapes}")
     return index, layout
+
+
+def plain_all(lengths: np.ndarray, length: int) -> tuple[Layout, int]:
+    """`pack_all` with one example a row, in order."""
+    _check(lengths, length)
+    return Layout(np.arange(len(lengths), dtype=np.int32), np.zeros(len(lengths), np.int32)), len(lengths)
+
+
+def whole_shape(lengths: np.ndarray, knee: float, lay: LayAll = pack_all) -> Shape:
+    """The cheapest rows for a whole set; `lengths` is int `[examples]`, `knee` as in `cost`."""
+    top = max(_round_up(int(lengths.max()), MULTIPLE), MULTIPLE)
+    tried = sorted({_round_up(top * eighths // 8, MULTIPLE) for eighths in range(8, 17)}) if lay is pack_all else [top]
+    return min((Shape(lay(lengths, length)[1], length) for length in tried), key=lambda shape: cost(shape, knee))
 
 
 def _check(lengths: np.ndarray, length: int) -> None:

@@ -27,6 +27,7 @@ class Recipe:
     model: BertConfig
     labels: tuple[tuple[str, str], ...]
     optimizer: OptimizerConfig
+    frozen_dropout: bool = True  # whether the stages below the first trained parameter drop
 
     @property
     def label_tree(self) -> Tree:
@@ -67,6 +68,12 @@ def prefix(recipe: Recipe, frozen: Tree, batch: Batch, noise: bert.Masks) -> jax
     return _apply(recipe, frozen, batch, noise, None, 0, recipe.cut)
 
 
+def prefix_has_tokens(recipe: Recipe) -> bool:
+    """Whether the prefix gives a vector a token, `[rows, length, hidden]`; else one a target."""
+    frozen = bert.parameter_shapes(recipe.model)
+    return len(jax.eval_shape(lambda tree: prefix(recipe, tree, Batch.example(), {}), frozen).shape) == 3
+
+
 def suffix(recipe: Recipe, params: Tree, features: jax.Array | None, batch: Batch, noise: bert.Masks) -> jax.Array:
     """The stages from the first trained parameter up: logits, float32 `[targets, outputs]`."""
     return _apply(recipe, params, batch, noise, features, recipe.cut)
@@ -80,7 +87,7 @@ def _apply(recipe: Recipe, params: Tree, *args: Any) -> jax.Array:
 def noise(recipe: Recipe, batch: Batch, stream: jax.Array, step: jax.Array) -> tuple[bert.Masks, bert.Masks]:
     """The dropout masks of a seed's step, of the prefix and of the suffix; `stream` is the seed's uint32 word."""
     state = dropout.fold(stream, step)
-    below = bert.dropout_masks(recipe.model, batch, state, 0, recipe.cut)
+    below = bert.dropout_masks(recipe.model, batch, state, 0, recipe.cut) if recipe.frozen_dropout else {}
     return below, bert.dropout_masks(recipe.model, batch, state, recipe.cut)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import platform
 import time
@@ -11,15 +13,15 @@ from typing import Any
 
 import jax
 
-from lnflax import cells, results, selection, trained, trainer, wording
+from lnflax import cells, packing, results, selection, trained, trainer, wording
 from lnflax import config as configs
 from lnflax.batches import epoch_steps
-from lnflax.cells import Cell, Model
+from lnflax.cells import Cell, Model, Part
 from lnflax.config import Config
 from lnflax.errors import InputError
+from lnflax.evaluation import evaluate
 from lnflax.ledger import Ledger
 from lnflax.progress import Reporter
-from lnflax.trainer import Trainer
 
 PACKAGES = ("lnflax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tokenizers", "datasets", "evaluate")
 EXTENDS = ("tasks", "settings")  # fields that may grow in a workdir: cells do not touch one another
@@ -54,13 +56,17 @@ def _folder(workdir: Path, cell: Cell) -> Path:
 
 
 def _plan_line(cell: Cell, config: Config, done: bool) -> str:
-    plan, train = cell.plan, cell.data.train
-    per_epoch = epoch_steps(len(train.labels), config.batch_size)
-    spread = "batch split over" if plan.split_batch else f"{len(plan.seeds[0])}×{len(plan.rates[0])} on each of"
+    parts, rows = cell.parts, cell.rows
+    plan, first = parts[0].plan, parts[0]
+    per_epoch = epoch_steps(len(cell.data.train.labels), config.batch_size)
+    count = f"{len(parts)} parts of " if len(parts) > 1 else ""
+    spread = f"{len(plan.seeds[0])}×{len(plan.rates[0])} on each of {len(plan.seeds)}"
+    group = f" groups of {plan.batch_parts} devices" if plan.batch_parts > 1 else " devices"
     return (
         f"{cell.name}: {'done' if done else 'to do'}; {len(config.seeds)} seeds × {len(config.learning_rates)} rates"
-        f" ({spread} {plan.devices} device{'s'[: plan.devices != 1]}), {cell.epochs} epochs × {per_epoch} steps of"
-        f" {config.batch_size} examples in rows of {' '.join(map(str, cell.data.row_lengths))} tokens"
+        f" ({count}{len(first.seeds)}×{len(first.rates)}, {spread}{group}),"
+        f" {cell.epochs} epochs × {per_epoch} steps of {config.batch_size} examples"
+        f" in rows {' '.join(f'{shape.rows}×{shape.length}' for shape in rows.shapes)}"
     )
 
 
@@ -106,51 +112,76 @@ def _open_workdir(workdir: Path, config: Config) -> None:
 
 
 def _train_cell(cell: Cell, model: Model, config: Config, folder: Path, reporter: Reporter) -> None:
-    began, data = time.monotonic(), cell.data
     results.write_json(folder / results.TRAINED, cell.report)
     results.start_metrics(folder)
-    own = trainer.make_trainer(
-        config,
-        cell.recipe,
-        cell.plan,
-        task=data.task.name,
-        train=data.train,
-        epochs=cell.epochs,
-        body=model.body,
-        seed_masks=cells.seed_masks(cell.setting, cell.recipe, model, config.seeds),
-    )
-    log, spent = Ledger(config, data), {"train": 0.0, "eval": 0.0}
-    reporter.start(cell.name, own.steps)
+    log, spent = Ledger(config, cell.data), Spent(time.monotonic())
+    reporter.start(cell.name, len(cell.parts) * cell.epochs * _epoch_steps(cell, config))
     try:
-        states = trainer.start(own)
-        for epoch in range(1, cell.epochs + 1):
-            states = _epoch(own, states, epoch, log, folder, reporter, spent)
-        still = trainer.unmoved(own, states)
+        still = [
+            path for part in cell.parts for path in _train_part(cell, part, model, config, log, folder, reporter, spent)
+        ]
     finally:
         reporter.finish()
-    record = _finish(cell, own, log, folder, {"total": time.monotonic() - began, **spent})
-    _say_outcome(cell, record, still, log, reporter)
+    record = _finish(cell, config, log, folder, spent)
+    _say_outcome(cell, record, list(dict.fromkeys(still)), log, reporter)
 
 
-def _epoch(
-    own: Trainer, states: Any, epoch: int, log: Ledger, folder: Path, reporter: Reporter, spent: dict[str, float]
-) -> Any:
-    begin = time.monotonic()
-    label = f"{epoch}/{own.epochs}"
-    lengths = log.data.row_lengths
-    states, losses = trainer.train_epoch(own, states, epoch, lengths, lambda n: reporter.advance(label, n))
-    middle = time.monotonic()
-    evals = {split: trainer.evaluate(own, states, examples) for split, examples in log.data.evals.items()}
-    end = time.monotonic()
-    spent["train"] += middle - begin
-    spent["eval"] += end - middle
-    results.append_metrics(folder, log.add(epoch, epoch * len(losses), losses, evals, end - begin))
-    return states
+def _epoch_steps(cell: Cell, config: Config) -> int:
+    return epoch_steps(len(cell.data.train.labels), config.batch_size)
 
 
-def _finish(cell: Cell, own: Trainer, log: Ledger, folder: Path, seconds: dict[str, float]) -> dict[str, Any]:
+@dataclasses.dataclass
+class Spent:
+    """Seconds and tokens of a cell so far; a seed's tokens are counted once for all its rates."""
+
+    began: float
+    train: float = 0.0
+    eval: float = 0.0
+    real_tokens: int = 0
+    computed_tokens: int = 0
+
+    def seconds(self) -> dict[str, float]:
+        """Of the whole cell, of training and of evaluations."""
+        total = time.monotonic() - self.began
+        return {"total": round(total, 3), "train": round(self.train, 3), "eval": round(self.eval, 3)}
+
+
+def _train_part(
+    cell: Cell,
+    part: Part,
+    model: Model,
+    config: Config,
+    log: Ledger,
+    folder: Path,
+    reporter: Reporter,
+    spent: Spent,
+) -> list[str]:
+    """Trains some runs through all epochs; returns the trained leaves that did not move in some of them."""
+    own, evals = cells.make_trainer(cell, part, model, config)
+    states = trainer.start(own)
+    for epoch in range(1, cell.epochs + 1):
+        begin = time.monotonic()
+        tell = functools.partial(reporter.advance, f"{epoch}/{cell.epochs}")
+        states, done = trainer.train_epoch(own, states, epoch, tell)
+        middle = time.monotonic()
+        found = {
+            split: evaluate(cell.recipe, part.plan, part.chunks, own.frozen, states.values, examples)
+            for split, examples in evals.items()
+        }
+        end = time.monotonic()
+        spent.train += middle - begin
+        spent.eval += end - middle
+        spent.real_tokens += done.real_tokens
+        spent.computed_tokens += done.computed_tokens
+        step = epoch * len(done.losses)
+        lines = log.add(part.seeds, part.rates, epoch, step, done.losses, found, end - begin)
+        results.append_metrics(folder, lines)
+    return trainer.unmoved(own, states)
+
+
+def _finish(cell: Cell, config: Config, log: Ledger, folder: Path, spent: Spent) -> dict[str, Any]:
     """Predictions first, results.json last: with it the cell is done."""
-    config, data, runs = own.config, cell.data, log.runs()
+    data, runs = cell.data, log.runs()
     metric = data.task.metrics[0]
     labels = {f"labels/{split}": examples.labels for split, examples in data.evals.items()}
     about = {"seeds": config.seeds, "learning_rates": config.learning_rates, "labels": data.task.labels}
@@ -164,13 +195,14 @@ def _finish(cell: Cell, own: Trainer, log: Ledger, folder: Path, seconds: dict[s
         "metric": metric,
         "report_epoch": config.report_epoch,
         "epochs": cell.epochs,
-        "steps": own.steps,
+        "steps": cell.epochs * _epoch_steps(cell, config),
         "train_examples": len(data.train.labels),
         "eval_examples": {split: len(examples.labels) for split, examples in data.evals.items()},
         **{name: cell.report[name] for name in ("body", "trained", "ratio")},
         "runs": runs,
         "selected": selection.select(runs, metric, config.report_epoch),
-        "seconds": {name: round(value, 3) for name, value in seconds.items()},
+        "waste": round(packing.waste(spent.real_tokens, spent.computed_tokens), 4),
+        "seconds": spent.seconds(),
     }
     results.write_json(folder / results.RESULTS, record)
     return record

@@ -7,8 +7,9 @@ import json
 import logging
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -65,7 +66,8 @@ def encode(tokenizer: Any, texts: Texts, max_length: int) -> Encoded:
     except (FileNotFoundError, SafetensorError, OSError, TypeError):
         pass
     encoded = _tokenize(tokenizer, texts, max_length)
-    _store(path, {name: value for name, value in encoded._asdict().items() if name != "labels"})
+    content = save({name: value for name, value in encoded._asdict().items() if name != "labels"})
+    keep(path, lambda file: file.write(content))
     return encoded
 
 
@@ -97,12 +99,12 @@ def _key(tokenizer: Any, texts: Texts, max_length: int) -> str:
     return sha.hexdigest()
 
 
-def _store(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Whole or not at all; a cache that cannot be written costs time, not the study."""
+def keep(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """A file of the cache, whole or not at all; a cache that cannot be written costs time, not the study."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(save(arrays))
+            write(file)
         Path(file.name).replace(path)
     except OSError as error:
-        logging.getLogger(__name__).warning("cannot keep token ids in %s: %s", path.parent, error)
+        logging.getLogger(__name__).warning("cannot keep %s: %s", path, error)

@@ -1,4 +1,4 @@
-"""A cell on its devices: what lies there, an epoch of training, an evaluation. It writes nothing."""
+"""Some runs of a cell on their devices: what lies there, and an epoch of training. It writes nothing."""
 
 from __future__ import annotations
 
@@ -6,35 +6,46 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lnflax import batches, devices, grid, heads, optimizer, rules, streams
+from lnflax import batches, devices, features, grid, heads, optimizer, packing, rules, streams
 from lnflax.config import Config
 from lnflax.devices import Plan
+from lnflax.features import Features
 from lnflax.grid import Chunks
+from lnflax.packing import Lay, Layout, Shape
 from lnflax.step import Recipe, RunState, Update
 from lnflax.tokens import Encoded
 
 Tree = Any
 STEPS = 8  # the most that one call of a program does: it keeps the prefix and the dropout masks of each
+HEAD_STEPS = 64  # the same where only the head is computed
 CALL_SECONDS = 2.0  # what a call should last: long enough that dispatch is nothing, short enough to be told of
-EVAL_BATCH = 64  # examples
+
+
+class Rows(NamedTuple):
+    """How the examples of a task's steps are laid into rows."""
+
+    lay: Lay
+    shapes: tuple[Shape, ...]  # cheapest first; the cheapest that holds a step is taken
 
 
 @dataclasses.dataclass(frozen=True)
 class Trainer:
-    """Everything of a cell that stays the same while it trains."""
+    """Everything that stays the same while some runs of a cell train."""
 
     recipe: Recipe
     plan: Plan
     chunks: Chunks
-    config: Config
+    config: Config  # whose seeds and learning rates are those of the runs
     task: str
     train: Encoded
+    rows: Rows
     epochs: int
+    features: Features | None  # of the training examples, where the prefix is computed once for all
     frozen: Tree  # on the devices, one copy each
     masks: Tree  # on the devices, by seed
     streams: jax.Array  # on the devices, by seed
@@ -46,6 +57,11 @@ class Trainer:
         """Updates of a run, T."""
         return self.epochs * batches.epoch_steps(len(self.train.labels), self.config.batch_size)
 
+    @property
+    def capacity(self) -> int:
+        """The most steps of one call."""
+        return HEAD_STEPS if self.features is not None and not self.features.per_token else STEPS
+
     @functools.cached_property
     def schedule(self) -> np.ndarray:
         """What the rate is multiplied by at each update, float64 `[steps]`."""
@@ -56,14 +72,16 @@ def make_trainer(
     config: Config,
     recipe: Recipe,
     plan: Plan,
+    chunks: Chunks,
     *,
     task: str,
     train: Encoded,
+    rows: Rows,
     epochs: int,
     body: dict[str, np.ndarray],
     seed_masks: list[Tree],
 ) -> Trainer:
-    """Puts on the devices what a cell's runs share; `seed_masks` holds one elementwise mask a seed."""
+    """Puts on the devices what the runs share; `seed_masks` holds one elementwise mask a seed."""
     labels = recipe.label_tree
     own = [heads.make_head(recipe.model, init=config.head_init, seed=seed, task=task) for seed in config.seeds]
     full = rules.unflatten({path: body.get(path) for path in rules.flatten(labels)})
@@ -72,11 +90,13 @@ def make_trainer(
     return Trainer(
         recipe=recipe,
         plan=plan,
-        chunks=grid.default_chunks(jax.default_backend()),
+        chunks=chunks,
         config=config,
         task=task,
         train=train,
+        rows=rows,
         epochs=epochs,
+        features=None,
         frozen=devices.put_copies(frozen, plan.devices),
         masks=_by_seed(seed_masks, plan),
         streams=_by_seed(list(words), plan),
@@ -85,10 +105,20 @@ def make_trainer(
     )
 
 
+def with_features(trainer: Trainer, known: Features) -> Trainer:
+    """The trainer with its prefix computed before; where only the head is left, its rows have one token each."""
+    if known.per_token:
+        return dataclasses.replace(trainer, features=known)
+    parts = trainer.plan.batch_parts
+    shape = Shape(-(-trainer.config.batch_size // parts) * parts, 1)
+    rows = Rows(packing.plain, (shape,))
+    return dataclasses.replace(trainer, features=known, train=features.bare(trainer.train), rows=rows)
+
+
 def _by_seed(values: list[Tree], plan: Plan) -> Tree:
     """One tree a seed, to the devices that have the seed: leaves `[devices, seeds, …]`."""
     stacked = [jax.tree.map(lambda *x: np.stack(x), *[values[i] for i in seeds]) for seeds in plan.seeds]
-    return devices.put(jax.tree.map(lambda *x: np.stack(x), *stacked), plan.devices)
+    return devices.put(plan.by_device(stacked), plan.devices)
 
 
 def start(trainer: Trainer) -> RunState:
@@ -122,109 +152,96 @@ def unmoved(trainer: Trainer, states: RunState) -> list[str]:
     return still
 
 
+class Epoch(NamedTuple):
+    """The steps of an epoch: which examples, in which shape, and where."""
+
+    order: np.ndarray  # int64 [steps, seeds, batch]
+    shape: np.ndarray  # the number of each step's shape, [steps]
+    layout: Layout  # [steps, seeds, batch]
+
+
+class Done(NamedTuple):
+    """What an epoch gave: losses float32 `[steps, seeds, rates]`, and tokens, each seed's counted once."""
+
+    losses: np.ndarray
+    real_tokens: int
+    computed_tokens: int
+
+
+def plan_epoch(trainer: Trainer, epoch: int) -> Epoch:
+    """The epoch numbered from 1, for all seeds."""
+    config, train = trainer.config, trainer.train
+    orders = [
+        batches.epoch_order(trainer.task, seed, epoch, len(train.labels), config.batch_size) for seed in config.seeds
+    ]
+    order = np.stack(orders, axis=1)
+    shape, layout = packing.assign(batches.sizes(train, order), trainer.rows.shapes, trainer.rows.lay)
+    return Epoch(order, shape, layout)
+
+
 def train_epoch(
-    trainer: Trainer, states: RunState, epoch: int, lengths: tuple[int, ...], advance: Callable[[int], None]
-) -> tuple[RunState, np.ndarray]:
-    """One epoch (from 1) of all runs.
+    trainer: Trainer, states: RunState, number: int, advance: Callable[[int], None]
+) -> tuple[RunState, Done]:
+    """One epoch (from 1) of all runs. `advance` is told of steps done.
 
-    The batches of the next call are made while the devices work. `advance` is told of steps done.
-
-    Returns:
-        The states, and the loss of every step, float32 `[steps, seeds, rates]`.
+    The batches of the next call are made while the devices work.
     """
-    config, plan, train = trainer.config, trainer.plan, trainer.train
-    count = len(train.labels)
-    order = np.stack(
-        [batches.epoch_order(trainer.task, seed, epoch, count, config.batch_size) for seed in config.seeds]
-    )
-    rows = batches.row_lengths(batches.longest(train.lengths, order), lengths)
+    plan, epoch = trainer.plan, plan_epoch(trainer, number)
     program = grid.train_program(trainer.recipe, trainer.chunks, plan)
-    losses: list[np.ndarray] = []
+    steps, losses = len(epoch.order), []
     pending, most, begin, clock = None, 1, 0, time.monotonic()
 
-    def fetch(result: jax.Array, number: int) -> None:
-        losses.append(plan.gather(np.asarray(result))[:number])
-        advance(number)
+    def fetch(result: jax.Array, count: int) -> None:
+        losses.append(plan.gather(np.asarray(result))[:count])
+        advance(count)
 
-    while begin < len(rows):
-        stop = batches.group_stop(rows, begin, most)
-        batch = train_batches(trainer, order[:, begin:stop], int(rows[begin]))
-        update = make_updates(trainer, (epoch - 1) * len(rows) + begin, stop - begin)
-        number = devices.put(np.full(plan.devices, stop - begin, np.int32), plan.devices)
-        states, result = program(states, trainer.frozen, trainer.masks, trainer.streams, batch, update, number)
+    while begin < steps:
+        stop = batches.group_stop(epoch.shape, begin, most)
+        batch, known = train_batches(trainer, epoch, begin, stop)
+        update = make_updates(trainer, (number - 1) * steps + begin, stop - begin)
+        count = devices.put(np.full(plan.devices, stop - begin, np.int32), plan.devices)
+        states, result = program(states, trainer.frozen, trainer.masks, trainer.streams, batch, known, update, count)
         if pending is not None:
             fetch(*pending)
             now = time.monotonic()
-            most = min(max(int(CALL_SECONDS * pending[1] / max(now - clock, 1e-9)), 1), STEPS)
+            most = min(max(int(CALL_SECONDS * pending[1] / max(now - clock, 1e-9)), 1), trainer.capacity)
             clock = now
         pending, begin = (result, stop - begin), stop
     assert pending is not None
     fetch(*pending)
-    return states, np.concatenate(losses)
+    tokens = np.array([shape.tokens for shape in trainer.rows.shapes])[epoch.shape].sum() * epoch.order.shape[1]
+    real = int(batches.sizes(trainer.train, epoch.order).sum())
+    return states, Done(np.concatenate(losses), real, int(tokens))
 
 
-def train_batches(trainer: Trainer, order: np.ndarray, length: int) -> batches.Batch:
-    """The batches of one call on the devices: leaves `[devices, STEPS, seeds, …]`.
+def train_batches(trainer: Trainer, epoch: Epoch, begin: int, stop: int) -> tuple[batches.Batch, Any]:
+    """The batches of one call on the devices, and their features or None: leaves `[devices, capacity, seeds, …]`.
 
-    `order` is `[seeds, steps, batch]`; the steps up to STEPS are filled with nothing and not computed.
+    Steps up to the capacity are filled with nothing and not computed.
     """
-    plan = trainer.plan
-    padded = np.full((STEPS, order.shape[0], order.shape[2]), batches.NONE)
-    padded[: order.shape[1]] = order.swapaxes(0, 1)
-    made = batches.make_batches(trainer.train, padded, length, plan.batch_parts)
-    if not plan.split_batch:
-        made = jax.tree.map(lambda x: np.stack([x[0][:, list(seeds)] for seeds in plan.seeds]), made)
-    return devices.put(made, plan.devices)
+    plan, shape = trainer.plan, trainer.rows.shapes[epoch.shape[begin]]
+    room = ((0, trainer.capacity - (stop - begin)), (0, 0), (0, 0))
+    order = np.pad(epoch.order[begin:stop], room, constant_values=batches.NONE)
+    layout = Layout(*(np.pad(part[begin:stop], room) for part in epoch.layout))
+    made: Any = batches.make_batches(trainer.train, order, layout, shape, plan.batch_parts)
+    known = None
+    if trainer.features is not None:
+        dtype = trainer.recipe.model.dtype
+        known = features.make(trainer.features, dtype, trainer.train, order, layout, shape, plan.batch_parts)
+    return devices.put(plan.by_part((made, known)), plan.devices)
 
 
 def make_updates(trainer: Trainer, begin: int, count: int) -> Update:
-    """The learning rates of the updates from `begin`, on the devices: `[devices, STEPS, rates]`."""
+    """The learning rates of the updates from `begin`, on the devices: `[devices, capacity, rates]`."""
     config, plan = trainer.config, trainer.plan
-    factor = np.zeros(STEPS)
+    factor = np.zeros(trainer.capacity)
     factor[:count] = trainer.schedule[begin : begin + count]
     rates = np.asarray(config.learning_rates)
     head = np.full_like(rates, config.optimizer.head_learning_rate) if config.optimizer.head_learning_rate else rates
 
     def by_device(values: np.ndarray) -> np.ndarray:
         table = factor[:, None] * values
-        return np.stack([table[:, list(own)] for own in plan.rates]).astype(np.float32)
+        return plan.by_device([table[:, list(own)].astype(np.float32) for own in plan.rates])
 
-    number = np.tile(np.arange(begin, begin + STEPS, dtype=np.int32), (plan.devices, 1))
+    number = np.tile(np.arange(begin, begin + trainer.capacity, dtype=np.int32), (plan.devices, 1))
     return devices.put(Update(by_device(rates), by_device(head), number), plan.devices)
-
-
-def evaluate(trainer: Trainer, states: RunState, examples: Encoded) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions and losses of all runs on a development set, in data order: float32 `[seeds, rates, examples]`."""
-    plan, count = trainer.plan, len(examples.labels)
-    size = -(-min(EVAL_BATCH, count) // plan.batch_parts) * plan.batch_parts
-    by_length = np.argsort(-examples.lengths, kind="stable")
-    order = batches.fill(by_length, size)
-    step_lengths = batches.longest(examples.lengths, order[None])
-    rows = batches.row_lengths(step_lengths, batches.choose_lengths(step_lengths))
-    program = grid.eval_program(trainer.recipe, trainer.chunks, plan.devices)
-    parts, begin = [], 0
-    while begin < len(rows):
-        stop = batches.group_stop(rows, begin, STEPS)
-        padded = np.full((STEPS, size), batches.NONE)
-        padded[: stop - begin] = order[begin:stop]
-        made = batches.make_batches(examples, padded, int(rows[begin]), plan.batch_parts)
-        batch = devices.put(made, plan.devices) if plan.split_batch else _copies(made, plan.devices)
-        number = devices.put(np.full(plan.devices, stop - begin, np.int32), plan.devices)
-        result = program(states.values, trainer.frozen, batch, number)
-        parts.append([plan.gather(np.asarray(value))[: stop - begin] for value in result])
-        begin = stop
-    place = order.reshape(-1)[: len(by_length)]
-    predictions, losses = (_in_order(np.concatenate(group), place) for group in zip(*parts, strict=True))
-    return predictions, losses
-
-
-def _copies(made: batches.Batch, count: int) -> batches.Batch:
-    return devices.put_copies(jax.tree.map(lambda x: x[0], made), count)
-
-
-def _in_order(values: np.ndarray, place: np.ndarray) -> np.ndarray:
-    """`[steps, seeds, rates, batch]` to `[seeds, rates, examples]` in data order."""
-    flat = np.moveaxis(values, 0, 2).reshape(*values.shape[1:3], -1)[..., : len(place)]
-    ordered = np.empty_like(flat)
-    ordered[..., place] = flat
-    return ordered
