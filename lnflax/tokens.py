@@ -107,4 +107,4 @@ def keep(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
         Path(file.name).replace(path)
     except OSError as error:
-        logging.getLogger(__name__).warning("cannot keep %s: %s", path, error)
+        logging.getLogger(__name__).warning("cannot write the cache folder %s: %s", path.parent, error)

@@ -1,14 +1,16 @@
 """Trainers of a tiny BERT, for tests of the grid: what `cells` and `study` do, without texts and files."""
 
-import dataclasses
-
 import jax
 import numpy as np
 
 from configs import base
-from lnflax import batches, config, devices, masks, rules, settings, trainer
+from lnflax import config, devices, evaluation, masks, packing, rules, settings, trainer, work
+from lnflax.devices import Work
+from lnflax.grid import Chunks
+from lnflax.packing import Shape
 from lnflax.step import Recipe
 from lnflax.tokens import Encoded
+from lnflax.trainer import Rows
 from tests import tiny
 
 SETTINGS = (
@@ -20,7 +22,7 @@ SETTINGS = (
 def study(**fields):
     """A parsed config with a few fields changed; `optimizer.eps` is written `optimizer__eps`."""
     given = base.get_config()
-    values = {"seeds": (0,), "learning_rates": (1e-2,), "batch_size": 8, "epochs": 1} | fields
+    values = {"seeds": (0,), "learning_rates": (1e-2,), "batch_size": 8, "epochs": 1, "packing": False} | fields
     given.update_from_flattened_dict({name.replace("__", "."): value for name, value in values.items()})
     return config.parse(given)
 
@@ -34,8 +36,8 @@ def examples(count=24, outputs=2, shortest=3, longest=9):
     return Encoded(tokens, np.zeros_like(tokens), offsets, labels.astype(np.float32 if outputs == 1 else np.int32))
 
 
-def make(setting, study, *, device_count=1, chunks=None, data=None, **model):
-    """A trainer of the tiny BERT, and its body."""
+def make(setting, study, *, device_count=1, split=False, chunks=Chunks(1, 1), data=None, **model):
+    """A trainer of the tiny BERT, and its body; rows are packed as the study says."""
     data = data or examples()
     shape = tiny.config(**model)
     rule = settings.make_setting(
@@ -45,28 +47,44 @@ def make(setting, study, *, device_count=1, chunks=None, data=None, **model):
     body = {path: value for path, value in values.items() if path.startswith("bert/")}
     labels = rules.label(rules.unflatten(values), rule.rules, setting)
     recipe = Recipe(shape, tuple(rules.flatten(labels).items()), study.optimizer)
-    plan = devices.make_plan(len(study.seeds), len(study.learning_rates), device_count, study.batch_size)
+    own_work = Work(*(1e6 * part for part in work.of_step(recipe, 8 * 16)))  # as if of a model worth spreading
+    plan = devices.make_plan(len(study.seeds), len(study.learning_rates), device_count, own_work, split=split)
     own = trainer.make_trainer(
         study,
         recipe,
         plan,
+        chunks,
         task="rte",
         train=data,
+        rows=make_rows(study, data, plan.batch_parts),
         epochs=study.epochs,
         body=body,
         seed_masks=[masks.choose(rule.mask, rules.unflatten(values), labels, seed) for seed in study.seeds],
     )
-    return (own if chunks is None else dataclasses.replace(own, chunks=chunks)), body
+    return own, body
+
+
+def make_rows(study, data, parts):
+    """One shape that holds every step: plain rows of a multiple of 8, or rows of 24 tokens, of which three suffice."""
+    if not study.packing:
+        return Rows(packing.plain, (Shape(-(-study.batch_size // parts) * parts, -(-data.lengths.max() // 8) * 8),))
+    return Rows(packing.first_fit, (Shape(-(-4 // parts) * parts, 24),))
 
 
 def train(own):
     """All epochs: the states, and the losses `[steps, seeds, rates]`."""
     states, losses = trainer.start(own), []
-    lengths = batches.choose_lengths(np.array([own.train.lengths.max()]))
     for epoch in range(1, own.epochs + 1):
-        states, more = trainer.train_epoch(own, states, epoch, lengths, lambda steps: None)
-        losses.append(more)
+        states, done = trainer.train_epoch(own, states, epoch, lambda steps: None)
+        losses.append(done.losses)
     return states, np.concatenate(losses)
+
+
+def evaluate(own, states, data):
+    """Predictions and losses of all runs on some examples, float32 `[seeds, rates, examples]`."""
+    lay = packing.pack_all if own.config.packing else packing.plain_all
+    laid = evaluation.prepare(own.recipe, own.plan, own.frozen, data, lay, knee=12)
+    return evaluation.evaluate(own.recipe, own.plan, own.chunks, own.frozen, states.values, laid)
 
 
 def final(own, states):
@@ -79,7 +97,8 @@ def final(own, states):
     for path, value in flat.items():
         leaf = np.zeros((*shape, *(value.shape[3:] if value is not None else frozen[path].shape[1:])), np.float32)
         for seed, rate in np.ndindex(shape):
-            device, i, j = own.plan.owner(seed, rate)
+            group, i, j = own.plan.owner(seed, rate)
+            device = group * own.plan.batch_parts
             leaf[seed, rate] = value[device, i, j] if value is not None else frozen[path][device]
         out[path] = leaf
     return out

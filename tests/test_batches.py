@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from lnflax import batches
+from lnflax import batches, packing
 from lnflax.batches import NONE
+from lnflax.packing import Layout, Shape
 from lnflax.tokens import Encoded
 
 # Three examples, of 3, 2 and 4 tokens; a batch of 4 has none in its last place.
@@ -15,13 +16,19 @@ ENCODED = Encoded(
 ORDER = np.array([[2, 0, 1, NONE]])
 
 
+def plain(order, shape, parts, encoded=ENCODED):
+    """One example a row."""
+    layout, _ = packing.plain(batches.sizes(encoded, order), shape.length)
+    return batches.make_batches(encoded, order, layout, shape, parts)
+
+
 def test_a_batch_written_by_hand():
-    batch = batches.make_batches(ENCODED, ORDER, length=5, parts=1)
+    batch = plain(ORDER, Shape(4, 5), 1)
     assert batch.tokens.tolist() == [[[[31, 32, 33, 34, 0], [11, 12, 13, 0, 0], [21, 22, 0, 0, 0], [0, 0, 0, 0, 0]]]]
     assert batch.token_types.tolist() == [[[[0, 1, 1, 1, 0], [0, 0, 1, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]]]]
     assert batch.positions.tolist() == [[[[0, 1, 2, 3, 0], [0, 1, 2, 0, 0], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]]]
     assert batch.example_ids.tolist() == [[[[1, 1, 1, 1, 0], [2, 2, 2, 0, 0], [3, 3, 0, 0, 0], [0, 0, 0, 0, 0]]]]
-    assert batch.targets.row.tolist() == [[[0, 1, 2, 3]]]
+    assert batch.targets.row.tolist() == [[[0, 1, 2, 0]]]
     assert batch.targets.position.tolist() == [[[0, 0, 0, 0]]]
     assert batch.targets.label.tolist() == [[[2, 1, 0, 0]]]
     assert batch.targets.weight.tolist() == [[[1, 1, 1, 0]]]
@@ -30,29 +37,43 @@ def test_a_batch_written_by_hand():
 
 
 def test_two_parts_are_halves_whose_rows_are_their_own_and_whose_examples_are_the_batchs():
-    batch = batches.make_batches(ENCODED, ORDER, length=4, parts=2)
+    batch = plain(ORDER, Shape(4, 4), 2)
     assert batch.tokens.tolist() == [[[[31, 32, 33, 34], [11, 12, 13, 0]]], [[[21, 22, 0, 0], [0, 0, 0, 0]]]]
     assert batch.example_ids.tolist() == [[[[1, 1, 1, 1], [2, 2, 2, 0]]], [[[3, 3, 0, 0], [0, 0, 0, 0]]]]
     assert batch.positions.tolist() == [[[[0, 1, 2, 3], [0, 1, 2, 0]]], [[[0, 1, 0, 0], [0, 0, 0, 0]]]]
-    assert batch.targets.row.tolist() == [[[0, 1]], [[0, 1]]]
-    assert batch.targets.label.tolist() == [[[2, 1]], [[0, 0]]]
-    assert batch.targets.weight.tolist() == [[[1, 1]], [[1, 0]]]
+    # Each part has all targets, with weight where their rows are.
+    assert batch.targets.row.tolist() == [[[0, 1, 0, 0]], [[0, 0, 0, 0]]]
+    assert batch.targets.label.tolist() == [[[2, 1, 0, 0]], [[0, 0, 0, 0]]]
+    assert batch.targets.weight.tolist() == [[[1, 1, 0, 0]], [[0, 0, 1, 0]]]
+
+
+def test_packed_rows_hold_the_same_examples_elsewhere():
+    # The examples of 4 and 2 tokens share the second row, that of 3 has the first.
+    layout = Layout(np.array([[1, 0, 1, 0]], np.int32), np.array([[0, 0, 4, 0]], np.int32))
+    batch = batches.make_batches(ENCODED, ORDER, layout, Shape(2, 6), parts=1)
+    assert batch.tokens.tolist() == [[[[11, 12, 13, 0, 0, 0], [31, 32, 33, 34, 21, 22]]]]
+    assert batch.token_types.tolist() == [[[[0, 0, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0]]]]
+    assert batch.positions.tolist() == [[[[0, 1, 2, 0, 0, 0], [0, 1, 2, 3, 0, 1]]]]
+    assert batch.example_ids.tolist() == [[[[2, 2, 2, 0, 0, 0], [1, 1, 1, 1, 3, 3]]]]
+    assert batch.targets.row.tolist() == [[[1, 0, 1, 0]]]
+    assert batch.targets.position.tolist() == [[[0, 0, 4, 0]]]
+    assert batch.targets.weight.tolist() == [[[1, 1, 1, 0]]]
 
 
 def test_leading_axes_of_steps_and_seeds_stay():
     order = np.stack([[[2, 0], [1, NONE]], [[0, 1], [2, NONE]], [[1, 1], [0, 0]]])
-    whole = batches.make_batches(ENCODED, order, length=4, parts=1)
+    whole = plain(order, Shape(2, 4), 1)
     assert whole.tokens.shape == (1, 3, 2, 2, 4) and whole.targets.label.shape == (1, 3, 2, 2)
     for step in range(3):
         for seed in range(2):
-            one = batches.make_batches(ENCODED, order[step, seed], length=4, parts=1)
+            one = plain(order[step, seed], Shape(2, 4), 1)
             assert whole.tokens[0, step, seed].tolist() == one.tokens[0].tolist()
             assert whole.targets.label[0, step, seed].tolist() == one.targets.label[0].tolist()
 
 
 def test_scores_stay_float32():
     encoded = ENCODED._replace(labels=np.array([0.5, 4.75, 2.0], np.float32))
-    label = batches.make_batches(encoded, ORDER, length=4, parts=1).targets.label
+    label = plain(ORDER, Shape(4, 4), 1, encoded).targets.label
     assert label.dtype == np.float32 and label.tolist() == [[[2.0, 0.5, 4.75, 0.0]]]
 
 
@@ -82,45 +103,6 @@ def test_an_epochs_order_is_a_function_of_task_seed_and_epoch():
     assert len({str(o) for o in (order(), order(task="mrpc"), order(seed=1), order(epoch=2))}) == 4
     # The order does not depend on how it is cut into steps.
     assert batches.epoch_order("rte", 0, 1, 70, 7).reshape(-1).tolist() == np.ravel(order())[:70].tolist()
-
-
-def test_longest_is_over_the_batch_and_the_seeds():
-    lengths = np.array([3, 9, 5, 7])
-    order = np.array([[[0, 2], [1, 3]], [[3, 0], [2, NONE]]])
-    assert batches.longest(lengths, order).tolist() == [7, 9]
-    assert batches.longest(lengths, np.array([[[NONE, NONE]]])).tolist() == [0]
-
-
-@pytest.mark.parametrize(
-    ("steps", "lengths"),
-    [
-        ([17], (24,)),
-        ([16], (16,)),
-        ([1, 1, 1], (8,)),
-        # 80 steps of 8 and 20 of 128 tokens: two lengths compute 3,200 tokens, one 12,800.
-        ([8] * 80 + [128] * 20, (8, 128)),
-        # Two lengths compute 920 tokens of 1,280, three 680 and four would 672.
-        ([8] * 5 + [64] * 5 + [127] + [128] * 4, (8, 64, 128)),
-        # 24 and 32 save 8 of 320 tokens: too little for another compilation.
-        ([32] * 9 + [24], (32,)),
-        # The same saving in half of the steps is worth one.
-        ([32] * 5 + [24] * 5, (24, 32)),
-        # Three at most; (24, 48, 64) computes as many tokens, 344.
-        ([8, 16, 24, 32, 40, 48, 56, 64], (16, 40, 64)),
-    ],
-)
-def test_choose_lengths(steps, lengths):
-    assert batches.choose_lengths(np.array(steps)) == lengths
-
-
-def test_chosen_lengths_compute_the_fewest_tokens():
-    steps = np.array([8, 16, 24, 32, 40, 48, 56, 64])
-    cost = {(a, b): batches.row_lengths(steps, (a, b, 64)).sum() for a in range(8, 64, 8) for b in range(a + 8, 64, 8)}
-    assert batches.row_lengths(steps, batches.choose_lengths(steps)).sum() == min(cost.values())
-
-
-def test_row_lengths():
-    assert batches.row_lengths(np.array([1, 8, 9, 16, 17]), (8, 16, 24)).tolist() == [8, 8, 16, 16, 24]
 
 
 def test_group_stop():

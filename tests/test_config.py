@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base
-from lnflax import cells, config, optimizer, results, selection, trainer
+from lnflax import cells, config, devices, optimizer, results, selection, trainer
 from lnflax.errors import InputError
 from tests import tiny
 
@@ -275,16 +275,9 @@ def made_of(place, fields):
     model, study = cells.prepare(own, 1)
     first = study[0]
     masks = cells.seed_masks(first.setting, first.recipe, model, own.seeds)
-    maker = trainer.make_trainer(
-        own,
-        first.recipe,
-        first.plan,
-        task=first.data.task.name,
-        train=first.data.train,
-        epochs=first.epochs,
-        body=model.body,
-        seed_masks=masks,
-    )
+    whole = cells.Part((0, 1), (0, 1), first.parts[0].plan, first.parts[0].chunks)
+    plan = devices.make_plan(2, 2, 1, devices.Work(1.0, 1.0, 1.0), split=False)
+    maker, _ = cells.make_trainer(first, dataclasses.replace(whole, plan=plan), model, own)
     update = trainer.make_updates(maker, 0, min(maker.steps, 8))
     return {
         "cells": [cell.name for cell in study],
@@ -294,7 +287,8 @@ def made_of(place, fields):
         "epochs": first.epochs,
         "train": digest(first.data.train),
         "evals": {split: digest(part) for split, part in first.data.evals.items()},
-        "plan": first.plan,
+        "rows": (first.rows.lay.__name__, first.rows.shapes),
+        "dropout": first.recipe.frozen_dropout,
         "masks": [digest(mask) for mask in masks],
         "streams": digest(maker.streams),
         "heads": digest(maker.heads),
@@ -327,6 +321,8 @@ KNOBS = {
     "batch_size": (8, "steps", {}),
     "max_length": (8, "train", {}),
     "max_train_examples": (39, "train", {}),
+    "packing": (False, "rows", {}),
+    "frozen_dropout": (False, "dropout", {}),
     "report_epoch": ("best", "selected", {}),
     "train_pooler": (True, "labels", {}),
     "schedule": ("constant", "rates", {"epochs": 1}),

@@ -1,11 +1,15 @@
 """The grid against the single run: same numbers whatever the companions, chunks, devices; frozen bits stay."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from lnflax import grid, masks, rules, step, trainer
+from lnflax import grid, masks, packing, rules, step, trainer
 from lnflax.grid import Chunks
+from lnflax.packing import Shape
+from lnflax.trainer import Rows
 from tests import grids, tiny
 
 ONE = {"learning_rates": (1e-2,), "seeds": (0,)}
@@ -15,10 +19,9 @@ KERNELS = ((12, 12), (12, 20), (20, 12))
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}  # float32, after 20 steps
 
 
-def run(setting="layernorms", *, device_count=1, chunks=None, data=None, model=None, **fields):
-    own, _ = grids.make(
-        setting, grids.study(**fields), device_count=device_count, chunks=chunks, data=data, **model or {}
-    )
+def run(setting="layernorms", *, device_count=1, split=False, chunks=Chunks(1, 1), data=None, model=None, **fields):
+    places = {"device_count": device_count, "split": split, "chunks": chunks}
+    own, _ = grids.make(setting, grids.study(**fields), **places, data=data, **model or {})
     states, losses = grids.train(own)
     return own, states, losses
 
@@ -80,7 +83,7 @@ def test_seven_rates_on_four_devices_equal_one_device():
     one_own, one_states, one = run("outliers_4", device_count=1, seeds=(3,), learning_rates=rates, **STEPS_20)
     np.testing.assert_allclose(four[:20], one[:20], **TOLERANCE)
     dev = grids.examples(13)
-    pairs = zip(trainer.evaluate(own, states, dev), trainer.evaluate(one_own, one_states, dev), strict=True)
+    pairs = zip(grids.evaluate(own, states, dev), grids.evaluate(one_own, one_states, dev), strict=True)
     for ours, theirs in pairs:
         assert ours.shape == (1, 7, 13)
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
@@ -90,13 +93,40 @@ def test_seven_rates_on_four_devices_equal_one_device():
 def test_one_run_on_four_devices_with_its_batch_split_equals_one_device(model):
     data = grids.examples(21, outputs=model.get("num_outputs", 2))  # the last step is not full
     own, states, four = run("layernorms", device_count=4, data=data, model=model, **ONE, **STEPS_20)
-    assert own.plan.split_batch and own.plan.devices == 4
+    assert own.plan.batch_parts == own.plan.devices == 4
     one_own, one_states, one = run("layernorms", device_count=1, data=data, model=model, **ONE, **STEPS_20)
     np.testing.assert_allclose(four[:20], one[:20], **TOLERANCE)
     for path, leaf in grids.final(own, states).items():
         np.testing.assert_allclose(leaf, grids.final(one_own, one_states)[path], rtol=1e-3, atol=1e-4, err_msg=path)
-    ours, theirs = (trainer.evaluate(*pair, data) for pair in ((own, states), (one_own, one_states)))
+    ours, theirs = (grids.evaluate(*pair, data) for pair in ((own, states), (one_own, one_states)))
     np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("seeds", "rates", "parts"), [((1,), (1e-3, 1e-2), 2), ((0, 1), (1e-3, 3e-3, 1e-2), 2)])
+def test_groups_of_devices_that_split_their_batches_equal_one_device(seeds, rates, parts):
+    fields = {"seeds": seeds, "learning_rates": rates, **STEPS_20}
+    own, states, many = run("outliers_4", device_count=4, split=True, **fields)
+    assert (own.plan.batch_parts, own.plan.devices) == (parts, 4)
+    one_own, one_states, one = run("outliers_4", **fields)
+    np.testing.assert_allclose(many[:20], one[:20], **TOLERANCE)
+    dev = grids.examples(29)
+    pairs = zip(grids.evaluate(own, states, dev), grids.evaluate(one_own, one_states, dev), strict=True)
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("setting", "split"), [("layernorms", False), ("random", True), ("frozen", True)])
+def test_a_packed_study_equals_a_plain_one(setting, split):
+    """The same examples a step and the same dropout bits: 20 steps, and the evaluation of a set not seen."""
+    devices = {"device_count": 2 if split else 1, "split": split}
+    packed, states, losses = run(setting, packing=True, **devices, **SIX, **STEPS_20)
+    plain, plain_states, plain_losses = run(setting, **devices, **SIX, **STEPS_20)
+    assert packed.rows.shapes[0].rows < plain.rows.shapes[0].rows
+    np.testing.assert_allclose(losses[:20], plain_losses[:20], **TOLERANCE)
+    dev = grids.examples(37)
+    pairs = zip(grids.evaluate(packed, states, dev), grids.evaluate(plain, plain_states, dev), strict=True)
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def test_the_same_twice_is_bit_identical():
@@ -118,21 +148,21 @@ def test_dropout_is_on_while_training_and_off_in_evaluation():
     own, states, losses = run("frozen", **ONE, epochs=1)
     _, _, without = run("frozen", **ONE, epochs=1, model=grids.dropout_free())
     assert abs(losses[0] - without[0]) > 1e-4
-    first, second = (trainer.evaluate(own, states, own.train)[1] for _ in range(2))
+    first, second = (grids.evaluate(own, states, own.train)[1] for _ in range(2))
     assert first.tobytes() == second.tobytes()
 
 
 def test_evaluation_is_in_data_order_and_counts_each_example_once():
     own, states, _ = run("layernorms", **SIX)
     few = grids.examples(150)
-    whole, whole_loss = trainer.evaluate(own, states, few)
+    whole, whole_loss = grids.evaluate(own, states, few)
     assert whole.shape == whole_loss.shape == (2, 3, 150)
     for i in (0, 77, 149):
         start, stop = few.offsets[i : i + 2]
         single = type(few)(
             few.tokens[start:stop], few.token_types[start:stop], np.array([0, stop - start]), few.labels[i : i + 1]
         )
-        prediction, loss = trainer.evaluate(own, states, single)
+        prediction, loss = grids.evaluate(own, states, single)
         np.testing.assert_allclose(loss[..., 0], whole_loss[..., i], rtol=1e-4, atol=1e-5)
         assert (prediction[..., 0] == whole[..., i]).all()
 
@@ -158,12 +188,12 @@ def products(own, chunks, batch_shape=(8, 16)):
     """How often each dot of a training step is computed, from the jaxpr: [(times, flops of one)]."""
     states = trainer.start(own)
     squeeze = lambda tree: jax.tree.map(lambda x: x[0], tree)  # noqa: E731
-    order = np.zeros((len(own.config.seeds), 1, own.config.batch_size), np.int64)
-    batch = squeeze(trainer.train_batches(own, order, batch_shape[1]))
+    own = dataclasses.replace(own, rows=Rows(packing.plain, (Shape(*batch_shape),)))
+    batch, _ = squeeze(trainer.train_batches(own, trainer.plan_epoch(own, 1), 0, 1))
     update = squeeze(trainer.make_updates(own, 0, 1))
     jaxpr = jax.make_jaxpr(
-        lambda *args: grid.train_steps(own.recipe, chunks, False, *args),
-    )(squeeze(states), squeeze(own.frozen), squeeze(own.masks), squeeze(own.streams), batch, update, np.int32(1))
+        lambda *args: grid.train_steps(own.recipe, chunks, own.plan.device_sum, *args),
+    )(squeeze(states), squeeze(own.frozen), squeeze(own.masks), squeeze(own.streams), batch, None, update, np.int32(1))
     return list(walk(jaxpr.jaxpr, 1))
 
 

@@ -36,7 +36,9 @@ QUIET = losses([1, 1], [1, 1], [1, 1])
 def test_a_line_of_metrics():
     log = make()
     # Ten examples in steps of four: the last step holds two.
-    lines = log.add(1, 3, losses([1, 2], [2, 3], [6, 0]), evals([0, 1, 1, 1], [1, 1, 1, 1], (0.25, 0.75)), 1.23456)
+    lines = log.add(
+        (0,), range(2), 1, 3, losses([1, 2], [2, 3], [6, 0]), evals([0, 1, 1, 1], [1, 1, 1, 1], (0.25, 0.75)), 1.23456
+    )
     assert lines == [
         {
             "seed": 7,
@@ -62,15 +64,15 @@ def test_a_line_of_metrics():
 
 
 def test_a_whole_last_step_counts_as_much_as_the_others():
-    lines = make(train=8).add(1, 2, losses([1, 1], [3, 5]), evals([0] * 4, [0] * 4), 0)
+    lines = make(train=8).add((0,), range(2), 1, 2, losses([1, 1], [3, 5]), evals([0] * 4, [0] * 4), 0)
     assert [line["train_loss"] for line in lines] == [2, 3]
 
 
 def test_last_and_best():
     log = make()
-    log.add(1, 3, QUIET, evals([0, 1, 1, 1], [1, 1, 1, 1]), 0)  # 0.75, 0.5
-    log.add(2, 6, QUIET, evals([1, 1, 1, 0], [0, 1, 1, 0]), 0)  # 0.75, 1.0
-    log.add(3, 9, QUIET, evals([1, 0, 0, 0], [0, 0, 1, 0]), 0)  # 0.25, 0.75
+    log.add((0,), range(2), 1, 3, QUIET, evals([0, 1, 1, 1], [1, 1, 1, 1]), 0)  # 0.75, 0.5
+    log.add((0,), range(2), 2, 6, QUIET, evals([1, 1, 1, 0], [0, 1, 1, 0]), 0)  # 0.75, 1.0
+    log.add((0,), range(2), 3, 9, QUIET, evals([1, 0, 0, 0], [0, 0, 1, 0]), 0)  # 0.25, 0.75
     first, second = log.runs()
     assert (first["last"]["epoch"], first["last"]["accuracy"]) == (3, 0.25)
     assert (first["best"]["epoch"], first["best"]["accuracy"]) == (1, 0.75)  # a tie stays with the earlier
@@ -84,15 +86,25 @@ def test_runs_are_by_seed_then_rate():
     log = make(rates=(0.2, 0.1))
     log.config.seeds = (3, 1)
     log = Ledger(log.config, log.data)
-    log.add(1, 1, np.ones((1, 2, 2), np.float32), {"validation": (np.zeros((2, 2, 4)), np.ones((2, 2, 4)))}, 0)
+    log.add(
+        range(2),
+        range(2),
+        1,
+        1,
+        np.ones((1, 2, 2), np.float32),
+        {"validation": (np.zeros((2, 2, 4)), np.ones((2, 2, 4)))},
+        0,
+    )
     assert [(run["seed"], run["learning_rate"]) for run in log.runs()] == [(3, 0.2), (3, 0.1), (1, 0.2), (1, 0.1)]
     assert list(log.runs()[0]) == ["seed", "learning_rate", "status", "diverged_step", "last", "best", "delta"]
 
 
 def test_a_loss_that_is_not_finite_marks_the_run_with_its_step():
     log = make()
-    log.add(1, 3, QUIET, evals([0, 1, 1, 0], [0, 1, 1, 1]), 0)
-    lines = log.add(2, 6, losses([1, 1], [1, np.inf], [1, NAN]), evals([0, 1, 1, 0], [0, 0, 0, 0], (0.5, NAN)), 0)
+    log.add((0,), range(2), 1, 3, QUIET, evals([0, 1, 1, 0], [0, 1, 1, 1]), 0)
+    lines = log.add(
+        (0,), range(2), 2, 6, losses([1, 1], [1, np.inf], [1, NAN]), evals([0, 1, 1, 0], [0, 0, 0, 0], (0.5, NAN)), 0
+    )
     whole, broken = log.runs()
     assert (whole["status"], whole["diverged_step"], whole["last"]["accuracy"]) == ("finished", None, 1.0)
     assert (broken["status"], broken["diverged_step"]) == ("diverged", 5)
@@ -103,29 +115,29 @@ def test_a_loss_that_is_not_finite_marks_the_run_with_its_step():
     assert log.predictions["last/validation"].tolist() == [[[0, 1, 1, 0], [-1, -1, -1, -1]]]
     assert log.predictions["best/validation"].tolist() == [[[0, 1, 1, 0], [0, 1, 1, 1]]]
     # The mark stays, with its first step, whatever comes after.
-    log.add(3, 9, losses([1, NAN], [1, NAN], [1, 1]), evals([0, 1, 1, 0], [0, 1, 1, 0]), 0)
+    log.add((0,), range(2), 3, 9, losses([1, NAN], [1, NAN], [1, 1]), evals([0, 1, 1, 0], [0, 1, 1, 0]), 0)
     assert (log.runs()[1]["status"], log.runs()[1]["diverged_step"]) == ("diverged", 5)
     assert log.runs()[1]["last"]["accuracy"] is None
 
 
 def test_the_first_step_can_diverge():
     log = make()
-    log.add(1, 3, losses([NAN, 1], [NAN, 1], [NAN, 1]), evals([0] * 4, [0] * 4, (NAN, 1)), 0)
+    log.add((0,), range(2), 1, 3, losses([NAN, 1], [NAN, 1], [NAN, 1]), evals([0] * 4, [0] * 4, (NAN, 1)), 0)
     assert [run["diverged_step"] for run in log.runs()] == [1, None]
     assert log.runs()[0]["best"]["accuracy"] is None
 
 
 def test_a_run_that_only_the_development_set_shows_to_be_broken():
     log = make()
-    log.add(1, 3, QUIET, evals([0] * 4, [0] * 4, (0.5, np.inf)), 0)
+    log.add((0,), range(2), 1, 3, QUIET, evals([0] * 4, [0] * 4, (0.5, np.inf)), 0)
     assert [run["diverged_step"] for run in log.runs()] == [None, 3]
 
 
 def test_a_score_that_is_undefined_is_never_the_best():
     log = make("stsb", labels=(1, 2, 3, 4))
-    log.add(1, 3, QUIET, evals([2, 2, 2, 2], [1, 2, 3, 4]), 0)
+    log.add((0,), range(2), 1, 3, QUIET, evals([2, 2, 2, 2], [1, 2, 3, 4]), 0)
     assert np.isnan(log.runs()[0]["best"]["pearson"])
-    log.add(2, 6, QUIET, evals([4, 3, 2, 1], [2, 2, 2, 2]), 0)
+    log.add((0,), range(2), 2, 6, QUIET, evals([4, 3, 2, 1], [2, 2, 2, 2]), 0)
     assert [run["best"]["epoch"] for run in log.runs()] == [2, 1]
     assert log.predictions["best/validation"].tolist() == [[[4, 3, 2, 1], [1, 2, 3, 4]]]
     assert log.predictions["best/validation"].dtype == np.float32
@@ -139,7 +151,7 @@ def test_a_second_development_set(there):
     given = evals([0, 1, 1, 0], [0, 0, 0, 0], (0.25, 0.5), splits[0])
     if there:
         given |= evals([0, 0, 0, 0], [0, 1, 1, 0], (9, 9), splits[1])
-    lines = log.add(1, 3, QUIET, given, 0)
+    lines = log.add((0,), range(2), 1, 3, QUIET, given, 0)
     assert [line["accuracy"] for line in lines] == [1.0, 0.5]
     assert [line["accuracy_mismatched"] for line in lines] == ([0.5, 1.0] if there else [None, None])
     assert [line["eval_loss"] for line in lines] == [0.25, 0.5]  # of the first set alone
@@ -150,13 +162,13 @@ def test_runs_that_say_one_class_are_counted():
     log = make(rates=(0.1, 0.2, 0.3))
     predictions = np.array([[[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]]], np.float32)
     loss = np.ones_like(predictions)
-    log.add(1, 3, np.ones((3, 1, 3), np.float32), {"validation": (predictions, loss)}, 0)
+    log.add((0,), range(3), 1, 3, np.ones((3, 1, 3), np.float32), {"validation": (predictions, loss)}, 0)
     assert log.constant() == 2
     broken = np.array([[[1, 1, NAN]]], np.float32).repeat(3, axis=0)
-    log.add(2, 6, broken, {"validation": (predictions, loss * np.array([1, 1, NAN])[:, None])}, 0)
+    log.add((0,), range(3), 2, 6, broken, {"validation": (predictions, loss * np.array([1, 1, NAN])[:, None])}, 0)
     assert log.constant() == 1  # a diverged run is told of as such
     scores = make("stsb", labels=(1, 2, 3, 4))
-    scores.add(1, 3, QUIET, evals([2, 2, 2, 2], [1, 2, 3, 4]), 0)
+    scores.add((0,), range(2), 1, 3, QUIET, evals([2, 2, 2, 2], [1, 2, 3, 4]), 0)
     assert scores.constant() == 0
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import demo
-from lnflax import cells, config, devices, rules, trainer
+from lnflax import cells, config, rules, trainer
 from tests import grids
 
 SETTINGS = (
@@ -43,9 +43,11 @@ def test_minilm_keeps_every_scalar_that_the_setting_does_not_name(prepared, sett
     own = trainer.make_trainer(
         study,
         cell.recipe,
-        devices.make_plan(1, 1, 1, study.batch_size),
+        cell.parts[0].plan,
+        cell.parts[0].chunks,
         task="cola",
         train=cell.data.train,
+        rows=cell.rows,
         epochs=1,
         body=model.body,
         seed_masks=seed_masks,
