@@ -43,6 +43,7 @@ from lnflax.tokens import Encoded
 from lnflax.trainer import Rows, Trainer
 
 Tree = Any
+SHARED_SHAPE = 1.1  # what seeds of one shape cost more by their padding
 SHAPES = 6  # the most of a task: each is a compilation of seconds
 
 
@@ -63,7 +64,7 @@ class TaskData:
     train: Encoded
     evals: dict[str, Encoded]
     absent: tuple[str, ...]
-    rows: Callable[[int], Rows]  # for rows that so many devices share
+    rows: Callable[[int, bool], Rows]  # for so many devices a batch, and whether the seeds of a step share a shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,7 +186,7 @@ def _task_data(config: Config, shape: BertConfig, tokenizer: Any, task: Task) ->
     return TaskData(task, shape, train, evals, texts.absent, rows)
 
 
-def _rows(config: Config, shape: BertConfig, task: Task, train: Encoded, parts: int) -> Rows:
+def _rows(config: Config, shape: BertConfig, task: Task, train: Encoded, parts: int, together: bool) -> Rows:
     """The shapes that hold every step of every epoch."""
     epochs = max(config.epochs or tasks.paper_epochs(task, setting) for setting in config.settings)
     count, size = len(train.labels), config.batch_size
@@ -194,22 +195,13 @@ def _rows(config: Config, shape: BertConfig, task: Task, train: Encoded, parts: 
         for seed in config.seeds
     ]
     steps = batches.sizes(train, np.stack(orders, axis=1))
-    platform = jax.default_backend()
-    if seed_by_seed(platform):
+    if not together:
         steps = steps.reshape(-1, 1, size)
     if not config.packing:
         return Rows(packing.plain, packing.plain_shapes(steps, parts=parts))
-    worth = work.least_saving(platform, int(steps.sum()) * len(config.learning_rates))
+    worth = work.least_saving(jax.default_backend(), int(steps.sum()) * len(config.learning_rates))
     shapes = packing.choose_shapes(steps, knee=work.knee(shape), parts=parts, most=SHAPES, worth=worth)
     return Rows(packing.first_fit, shapes)
-
-
-def seed_by_seed(platform: str) -> bool:
-    """Whether seeds train one after another: each then has shapes of its own, with less padding than shared ones.
-
-    A CPU gains nothing from computing seeds together; an accelerator wants all the runs that it can hold.
-    """
-    return platform == "cpu"
 
 
 def _cell(config: Config, model: Model, data: TaskData, setting: Setting, device_count: int) -> Cell:
@@ -230,17 +222,28 @@ def _cell(config: Config, model: Model, data: TaskData, setting: Setting, device
     )
     epochs = config.epochs or tasks.paper_epochs(data.task, setting.name)
     parts = make_parts(config, recipe, int(config.batch_size * data.train.lengths.mean()), device_count)
-    return Cell(data, setting, recipe, epochs, data.rows(parts[0].plan.batch_parts), parts, report)
+    rows = data.rows(parts[0].plan.batch_parts, len(parts[0].seeds) > 1)
+    return Cell(data, setting, recipe, epochs, rows, parts, report)
 
 
 def make_parts(config: Config, recipe: Recipe, tokens: int, device_count: int) -> tuple[Part, ...]:
-    """The parts of a cell, each with its plan and chunks; `tokens` are those of a step, about."""
-    platform, rates = jax.default_backend(), tuple(range(len(config.learning_rates)))
-    seeds = range(len(config.seeds))
-    groups = [(seed,) for seed in seeds] if seed_by_seed(platform) else [tuple(seeds)]
+    """The parts of a cell, each with its plan and chunks; `tokens` are those of a step, about.
+
+    Seeds that train one after another have shapes of their own, with less padding than shared ones: a CPU, which
+    gains nothing from computing them together, does so unless cores would idle. An accelerator wants all the runs
+    that it can hold.
+    """
+    cpu, rates = jax.default_backend() == "cpu", tuple(range(len(config.learning_rates)))
+    seeds = tuple(range(len(config.seeds)))
     own = work.of_step(recipe, tokens)
-    plan = devices.make_plan(len(groups[0]), len(rates), device_count, own, split=platform == "cpu")
-    chunks = grid.default_chunks(platform, tokens // plan.batch_parts, len(plan.rates[0]))
+
+    def plan_of(size: int) -> devices.Plan:
+        return devices.make_plan(size, len(rates), device_count, own, split=cpu)
+
+    one, every = plan_of(1), plan_of(len(seeds))
+    alone = cpu and len(seeds) * devices.load(one, own) <= SHARED_SHAPE * devices.load(every, own)
+    plan, groups = (one, [(seed,) for seed in seeds]) if alone else (every, [seeds])
+    chunks = grid.default_chunks(jax.default_backend(), tokens // plan.batch_parts, len(plan.rates[0]))
     return tuple(Part(group, rates, plan, chunks) for group in groups)
 
 

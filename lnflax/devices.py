@@ -107,16 +107,21 @@ def make_plan(seeds: int, rates: int, devices: int, work: Work, *, split: bool) 
     """
     parts = range(1, devices + 1) if split or seeds * rates < devices else (1,)
     cuts = [(a, b, p) for p in parts for a in range(1, seeds + 1) for b in range(1, rates + 1) if a * b * p <= devices]
+    plans = [_plan(seeds, rates, *cut) for cut in cuts]
+    return min(plans, key=lambda plan: load(plan, work))
 
-    def load(cut: tuple[int, int, int]) -> float:
-        height, width, p = -(-seeds // cut[0]), -(-rates // cut[1]), cut[2]
-        compute = height * (work.prefix + width * work.suffix) * (1 + SPLIT * (p - 1)) / p
-        return compute + height * width * (work.update * (1 + (p > 1)) + EXCHANGE * (p > 1))
 
-    a, b, p = min(cuts, key=lambda cut: (load(cut), cut))
+def _plan(seeds: int, rates: int, a: int, b: int, p: int) -> Plan:
     seed_parts, rate_parts = _parts(seeds, -(-seeds // a)), _parts(rates, -(-rates // b))
     places = [(s, r) for s in seed_parts for r in rate_parts]
     return Plan(tuple(s for s, _ in places), tuple(r for _, r in places), p)
+
+
+def load(plan: Plan, work: Work) -> float:
+    """What a step of all runs takes each device, in the units of `Work`."""
+    height, width, p = len(plan.seeds[0]), len(plan.rates[0]), plan.batch_parts
+    compute = height * (work.prefix + width * work.suffix) * (1 + SPLIT * (p - 1)) / p
+    return compute + height * width * (work.update * (1 + (p > 1)) + EXCHANGE * (p > 1))
 
 
 def _parts(count: int, size: int) -> list[tuple[int, ...]]:

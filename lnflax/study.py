@@ -59,12 +59,12 @@ def _plan_line(cell: Cell, config: Config, done: bool) -> str:
     parts, rows = cell.parts, cell.rows
     plan, first = parts[0].plan, parts[0]
     per_epoch = epoch_steps(len(cell.data.train.labels), config.batch_size)
-    count = f"{len(parts)} parts of " if len(parts) > 1 else ""
+    count = f"{len(parts)} parts of {len(first.seeds)}×{len(first.rates)}, " if len(parts) > 1 else ""
     spread = f"{len(plan.seeds[0])}×{len(plan.rates[0])} on each of {len(plan.seeds)}"
     group = f" groups of {plan.batch_parts} devices" if plan.batch_parts > 1 else " devices"
     return (
         f"{cell.name}: {'done' if done else 'to do'}; {len(config.seeds)} seeds × {len(config.learning_rates)} rates"
-        f" ({count}{len(first.seeds)}×{len(first.rates)}, {spread}{group}),"
+        f" ({count}{spread}{group}),"
         f" {cell.epochs} epochs × {per_epoch} steps of {config.batch_size} examples"
         f" in rows {' '.join(f'{shape.rows}×{shape.length}' for shape in rows.shapes)}"
     )

@@ -19,6 +19,9 @@ SETTINGS = (
 )
 
 
+SINGLE = Chunks(1, 1)
+
+
 def study(**fields):
     """A parsed config with a few fields changed; `optimizer.eps` is written `optimizer__eps`."""
     given = base.get_config()
@@ -36,7 +39,7 @@ def examples(count=24, outputs=2, shortest=3, longest=9):
     return Encoded(tokens, np.zeros_like(tokens), offsets, labels.astype(np.float32 if outputs == 1 else np.int32))
 
 
-def make(setting, study, *, device_count=1, split=False, chunks=Chunks(1, 1), data=None, **model):
+def make(setting, study, *, device_count=1, split=False, chunks=SINGLE, data=None, **model):
     """A trainer of the tiny BERT, and its body; rows are packed as the study says."""
     data = data or examples()
     shape = tiny.config(**model)

@@ -173,7 +173,7 @@ def test_results_json_is_the_contracts(trained):
     record, _, predictions, about = cell(trained[0], "rte", "layernorms")
     assert set(record) == {
         *("format", "task", "setting", "config", "metric", "report_epoch", "epochs", "steps", "train_examples"),
-        *("eval_examples", "body", "trained", "ratio", "runs", "selected", "seconds"),
+        *("eval_examples", "body", "trained", "ratio", "runs", "selected", "waste", "seconds"),
     }
     told = {name: record[name] for name in ("format", "task", "setting", "metric", "report_epoch", "epochs", "steps")}
     assert told == {
@@ -336,10 +336,6 @@ BAD = {
     "workdir is a file": (["--workdir={place}/a_file"], "workdir: {place}/a_file is a file"),
     "workdir below a file": (["--workdir={place}/a_file/w"], "workdir: {place}/a_file is a file"),
     "task is a file": (["--workdir={place}/blocked"], "workdir: {place}/blocked/rte is a file"),
-    "batch does not divide": (
-        ["--config.seeds=(0,)", "--config.learning_rates=(1e-3,)", "--config.batch_size=6"],
-        "batch_size: 6 does not divide over 4 devices",
-    ),
     "no learning rate": (["--config.learning_rates=()"], "learning_rates: is empty"),
     "negative rate": (["--config.learning_rates=(-1.0,)"], "learning_rates: -1.0; allowed are numbers above 0"),
     "rate is text": (["--config.learning_rates=('a',)"], "learning_rates: 'a'; allowed are numbers above 0"),

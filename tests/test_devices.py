@@ -8,7 +8,6 @@ import pytest
 from lnflax import devices
 from lnflax.devices import Plan, Work, make_plan
 
-
 FEW = Work(prefix=0.0, suffix=1e9, update=1e3)  # trains little
 ALL = Work(prefix=0.0, suffix=1e9, update=1e9)  # an update takes as long as a step's products
 HEAD = Work(prefix=1e9, suffix=1e3, update=1e2)  # nearly everything is shared by the rates

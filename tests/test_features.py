@@ -48,7 +48,7 @@ def test_features_on_devices_that_split_their_batches():
 
 
 def test_only_the_head_is_left_of_frozen():
-    own, without = cached("frozen", {"pooling": "mean"})
+    own, _ = cached("frozen", {"pooling": "mean"})
     assert own.features.values.shape == (24, 12) and not own.features.per_token
     assert own.rows.shapes == (Shape(8, 1),)
     batch, known = trainer.train_batches(own, trainer.plan_epoch(own, 1), 0, 3)

@@ -19,7 +19,7 @@ KERNELS = ((12, 12), (12, 20), (20, 12))
 TOLERANCE = {"rtol": 2e-4, "atol": 2e-5}  # float32, after 20 steps
 
 
-def run(setting="layernorms", *, device_count=1, split=False, chunks=Chunks(1, 1), data=None, model=None, **fields):
+def run(setting="layernorms", *, device_count=1, split=False, chunks=grids.SINGLE, data=None, model=None, **fields):
     places = {"device_count": device_count, "split": split, "chunks": chunks}
     own, _ = grids.make(setting, grids.study(**fields), **places, data=data, **model or {})
     states, losses = grids.train(own)
