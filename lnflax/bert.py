@@ -275,10 +275,10 @@ class Body(nn.Module):
     def pooled(self, x: jax.Array, batch: Batch) -> jax.Array:
         """One vector a target, `[targets, hidden]`: its token's (with or without the pooler) or its example's mean."""
         if self.config.pooling == "mean":
-            row, position, ids = batch.targets.row, batch.targets.position, batch.example_ids
-            member = (ids[row] == ids[row, position][:, None]).astype(x.dtype)
+            ids, targets = batch.example_ids, batch.targets
+            member = ids.reshape(1, -1) == ids[targets.row, targets.position][:, None]
             share = member / member.sum(axis=1, keepdims=True)
-            return jnp.einsum("tl,tlh->th", share, x[row])
+            return share.astype(x.dtype) @ x.reshape(-1, x.shape[-1])
         return self.pooler(x) if self.config.pooling == "pooler" else x
 
 
