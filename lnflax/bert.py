@@ -14,6 +14,7 @@ Devlin et al., 2019; the exact (erf) GELU and post-norm order of the original co
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +29,8 @@ from lnflax.batches import Array, Batch
 POOLINGS = ("pooler", "cls", "mean")
 DTYPES = ("float32", "bfloat16")
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "gelu": lambda x: nn.gelu(x, approximate=False),
+    # PyTorch's own form; Flax writes erfc(-x / sqrt 2), which made a whole step on a CPU 3 % slower.
+    "gelu": lambda x: 0.5 * x * (1.0 + jax.lax.erf(x * math.sqrt(0.5))),
     "gelu_new": lambda x: nn.gelu(x, approximate=True),
     "relu": nn.relu,
     "silu": nn.silu,
