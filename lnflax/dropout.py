@@ -43,11 +43,16 @@ def token_mask(state: jax.Array, examples: jax.Array, positions: jax.Array, size
     return kept(fold(token, jnp.arange(size).reshape((1,) * (token.ndim - 1) + (size,))), rate)
 
 
-def attention_mask(state: jax.Array, examples: jax.Array, positions: jax.Array, heads: int, rate: float) -> jax.Array:
-    """What dropout keeps of the attention weights, bool `[rows, heads, query, key]` for ids `[rows, length]`."""
+def attention_mask(
+    state: jax.Array, examples: jax.Array, positions: jax.Array, keys: jax.Array, heads: int, rate: float
+) -> jax.Array:
+    """What dropout keeps of the attention weights, bool `[rows, heads, query, key]`.
+
+    Ids and positions of the queries are `[rows, query]`, positions of the keys `[rows, key]`; a key has its query's id.
+    """
     query = fold(fold(state, examples), positions)
     head = fold(query[:, None, :], jnp.arange(heads)[None, :, None])
-    return kept(fold(head[..., None], positions[:, None, None, :]), rate)
+    return kept(fold(head[..., None], keys[:, None, None, :]), rate)
 
 
 def drop(x: jax.Array, mask: jax.Array | None, rate: float) -> jax.Array:

@@ -9,7 +9,8 @@ from jax.extend.core import jaxprs_in_params
 from scipy.special import erf
 
 from lnflax import bert, dropout, rules, step
-from lnflax.bert import POOLINGS, Classifier
+from lnflax.batches import Targets
+from lnflax.bert import POOLINGS, Classifier, Readers
 from lnflax.optimizer import OptimizerConfig
 from tests import tiny
 
@@ -254,13 +255,15 @@ def test_a_recipe_is_cut_at_its_first_trained_parameter(trained):
 def test_pooling_by_hand():
     batch = four_rows(tiny.examples(*LENGTHS))
     x = tiny.draw("hidden", (4, 20, 12), 1.0)
+    first = np.stack([x[1, 4], x[0, 7], x[0, 0], x[1, 0]])  # where examples 1 … 4 begin
+    np.testing.assert_array_equal(Readers(batch, everyone=False).pick(x), first)
     last = {}
     for pooling in POOLINGS:
         config = tiny.config(pooling=pooling)
         params = {"params": tiny.params(config)}
         start = bert.stages(config).index("pooling")
-        last[pooling] = Classifier(config).apply(params, batch, {}, x, start, start + 1)
-    first = np.stack([x[1, 4], x[0, 7], x[0, 0], x[1, 0]])  # where examples 1 … 4 begin
+        given = x if pooling == "mean" else first
+        last[pooling] = Classifier(config).apply(params, batch, {}, given, start, start + 1)
     mean = np.stack([x[1, 4:9].mean(0), x[0, 7:10].mean(0), x[0, :7].mean(0), x[1, :4].mean(0)])
     own = tiny.weights(tiny.config())
     pooled = np.tanh(first @ own["bert/pooler/dense/kernel"] + own["bert/pooler/dense/bias"])
@@ -269,15 +272,96 @@ def test_pooling_by_hand():
     np.testing.assert_allclose(last["pooler"], pooled, rtol=0, atol=1e-6)
 
 
+def full_computation(patch):
+    """The last block is computed for every token; the head picks."""
+    pooled = bert.Body.pooled
+    patch.setattr(bert, "readers", lambda config, batch, block: Readers(batch, everyone=True))
+    patch.setattr(bert.Body, "pooled", lambda body, x, batch: pooled(body, few(batch).pick(x), batch))
+
+
+def few(batch):
+    return Readers(batch, everyone=False)
+
+
+def asked(batch, places):
+    """The batch with targets at these `(row, position, weight)`."""
+    row, position, weight = (np.array(column) for column in zip(*places, strict=True))
+    return batch._replace(targets=Targets(row, position, (row + position) % 2, weight.astype(np.float32)))
+
+
+def fresh_results(config, batch):
+    """Logits, loss and gradients with dropout on, and off; traced anew."""
+    run = tiny.jit(lambda params, masks: backward.__wrapped__(config, params, batch, masks))
+    masks = tiny.jit(lambda: bert.dropout_masks(config, batch, STATE))()
+    return [run(tiny.params(config), noise) for noise in (masks, {})]
+
+
+SENTENCES = [(1, 4, 1), (0, 7, 1), (0, 0, 1), (1, 0, 1), (0, 0, 0), (2, 3, 0)]  # the examples' first tokens; no example
+WORDS = [(r, c, 1) for r in (0, 1) for c in range(9)] + [(0, 0, 0)] * 2 + [(0, 1, 0), (3, 5, 0)]  # more than a row has
+
+
+@pytest.mark.parametrize(
+    ("pooling", "layout", "places"),
+    [("pooler", PACKED, SENTENCES), ("cls", PACKED, WORDS), ("pooler", LAYOUTS[0], None)],
+)
+def test_the_last_block_of_the_targets_alone_equals_that_of_all_tokens(pooling, layout, places):
+    config = tiny.config(pooling=pooling)
+    batch = four_rows(tiny.examples(*LENGTHS), layout)
+    batch = batch if places is None else asked(batch, places)
+    with pytest.MonkeyPatch.context() as patch:
+        full_computation(patch)
+        expected = fresh_results(config, batch)
+    for ours, whole in zip(fresh_results(config, batch), expected, strict=True):
+        (loss, out), gradients = ours
+        (whole_loss, whole_out), whole_gradients = whole
+        np.testing.assert_allclose(out, whole_out, rtol=0, atol=2e-6)
+        assert float(loss) == pytest.approx(float(whole_loss), rel=1e-6)
+        assert_close(
+            *(
+                {path: np.asarray(leaf) for path, leaf in rules.flatten(tree).items()}
+                for tree in (gradients, whole_gradients)
+            )
+        )
+
+
+@pytest.mark.parametrize("places", [SENTENCES, WORDS])
+def test_the_last_blocks_masks_are_those_of_its_tokens(places):
+    batch = asked(four_rows(tiny.examples(*LENGTHS)), places)
+    everyone, own = (dropout_masks(tiny.config(pooling=pooling), batch, STATE) for pooling in ("mean", "pooler"))
+    for site in ("1/attention", "1/ffn"):
+        np.testing.assert_array_equal(own[site], few(batch).pick(everyone[site]))
+    scores, all_scores = (masks["1/probs"].swapaxes(1, 2) for masks in (own, everyone))
+    assert scores.shape[1] == min(len(places), 20)
+    np.testing.assert_array_equal(few(batch).from_rows(scores), few(batch).pick(all_scores))
+    assert all((own[site] == everyone[site]).all() for site in everyone if not site.startswith("1/"))
+
+
+def test_the_last_block_costs_keys_and_values():
+    """Of its 2·tokens·(4·hidden² + 2·hidden·wide) flops two products of hidden² are left, and a few targets'."""
+    config = tiny.config(hidden_size=96, intermediate_size=384)
+    batch = four_rows(tiny.examples(*LENGTHS))
+    counts = []
+    for patched in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if patched:
+                full_computation(patch)
+            run = jax.jit(lambda params, batch: Classifier(config).apply({"params": params}, batch, {}))
+            compiled = run.lower(bert.parameter_shapes(config), batch).compile()
+            counts.append(compiled.cost_analysis()["flops"])
+    tokens, targets = 4 * 20, 4
+    saved = 2 * (tokens - targets) * (2 * 96 * 96 + 2 * 96 * 384)
+    assert counts[0] - counts[1] == pytest.approx(saved, rel=0.2)  # and what attention and activation save
+
+
 def test_dropout_sites_are_complete_and_a_rate_of_zero_has_no_mask():
     batch = four_rows(tiny.examples(*LENGTHS))
     shapes = {name: mask.shape for name, mask in dropout_masks(tiny.config(), batch, STATE).items()}
-    tokens, scores = (4, 20, 12), (4, 3, 20, 20)
-    blocks = {"attention": tokens, "ffn": tokens, "probs": scores}
+    tokens, scores, targets = (4, 20, 12), (4, 3, 20, 20), (4, 12)
     assert shapes == {
         "embeddings": tokens,
-        **{f"{i}/{name}": shape for i in range(2) for name, shape in blocks.items()},
-        "classifier": (4, 12),
+        **{"0/probs": scores, "0/attention": tokens, "0/ffn": tokens},
+        **{"1/probs": (4, 3, 4, 20), "1/attention": targets, "1/ffn": targets},
+        "classifier": targets,
     }
     for field, left in (
         ("hidden_dropout_prob", {"0/probs", "1/probs", "classifier"}),
@@ -322,7 +406,8 @@ def test_bfloat16_keeps_norms_softmax_and_logits_in_float32():
     closed = jax.make_jaxpr(lambda params: model.apply({"params": params}, batch, masks))(params)
     found = {}
     for equation in equations(closed.jaxpr):
-        found.setdefault(equation.primitive.name, []).append(equation.invars[0].aval.dtype)
+        for value in equation.invars[:1]:
+            found.setdefault(equation.primitive.name, []).append(value.aval.dtype)
     assert set(found["exp"]) == {np.dtype("float32")}, "softmax"
     assert set(found["rsqrt"]) == {np.dtype("float32")}, "LayerNorm"
     assert len(found["rsqrt"]) == 5

@@ -70,7 +70,7 @@ def test_masks_are_the_hash_of_where_they_are_used():
     batch = tiny.batch(tiny.examples(5, 3, 4), ((2, 1), (0,)))
     ids, positions, rate = batch.example_ids, batch.positions, 0.3
     token = np.asarray(dropout.token_mask(jnp.uint32(STATE), ids, positions, 6, rate))
-    scores = np.asarray(dropout.attention_mask(jnp.uint32(STATE), ids, positions, 3, rate))
+    scores = np.asarray(dropout.attention_mask(jnp.uint32(STATE), ids, positions, positions, 3, rate))
     threshold = round(rate * WORD)
     for row, column in np.ndindex(*ids.shape):
         example, position = int(ids[row, column]), int(positions[row, column])
@@ -82,7 +82,7 @@ def test_masks_are_the_hash_of_where_they_are_used():
 
 
 def test_a_step_folds_the_step_then_the_site():
-    config = tiny.config()
+    config = tiny.config(pooling="mean")  # which reads all tokens of the last block
     adam = OptimizerConfig(1e-6, "adam", 0.9, 0.999, 0, 0, 0)
     recipe = step.Recipe(config, (("classifier/bias", "trainable"),), adam)
     batch = tiny.batch(tiny.examples(4, 3))
@@ -110,7 +110,7 @@ def test_rates_at_the_ends():
 
 
 def test_a_mask_depends_on_no_layout():
-    config = tiny.config()
+    config = tiny.config(pooling="mean")  # which reads all tokens of the last block
     examples = tiny.examples(5, 3, 7, 4)
     state = jnp.uint32(STATE)
     batches = [tiny.batch(examples), tiny.batch(examples, ((2, 1), (3, 0)), length=17)]
@@ -156,7 +156,10 @@ def token_words(*path):
 
 @functools.cache
 def attention_words():
-    return grid(dropout.attention_mask, HEADS)
+    def make(state, ids, positions, heads, rate):
+        return dropout.attention_mask(state, ids, positions, positions, heads, rate)
+
+    return grid(make, HEADS)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

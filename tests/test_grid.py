@@ -230,9 +230,10 @@ def test_the_prefix_is_computed_once_a_seed(chunks):
     once, more = (flops(grid_of("single_norm_2", 2, rates), chunks) for rates in (1, 7))
     suffix_one = (more - once) / (2 * 6)
     prefix_one = once / 2 - suffix_one
-    tokens, hidden, wide, length = 8 * 16, 12, 20, 16
+    tokens, hidden, wide, length, targets = 8 * 16, 12, 20, 16, 8
     block = 2 * tokens * (4 * hidden * hidden + 2 * hidden * wide) + 2 * 2 * tokens * length * hidden
-    attention = 2 * tokens * 4 * hidden * hidden + 2 * 2 * tokens * length * hidden
+    # Keys and values of all tokens; queries and output of the targets, which are 8 columns in each of the 8 rows.
+    attention = 2 * 2 * (tokens + targets) * hidden * hidden + 2 * 2 * 8 * 8 * length * hidden
     assert prefix_one == block + attention
 
 
