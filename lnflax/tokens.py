@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -105,4 +106,10 @@ def _store(path: Path, arrays: dict[str, np.ndarray]) -> None:
             file.write(save(arrays))
         Path(file.name).replace(path)
     except OSError as error:
-        logging.getLogger(__name__).warning("cannot keep token ids in %s: %s", path.parent, error)
+        _warn(f"cannot keep token ids in {path.parent}: {error}")
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Once, however many splits it is said of."""
+    logging.getLogger(__name__).warning(text)
