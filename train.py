@@ -95,7 +95,7 @@ def main(_: list[str]) -> None:
     """Calls the library once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is no news here
-    from lnflax import config, devices, study
+    from lnflax import compiling, config, devices, study, tokens
     from lnflax.progress import Reporter
 
     devices.be_deterministic()
@@ -103,8 +103,11 @@ def main(_: list[str]) -> None:
     for name in ("absl", "jax"):  # which greet at level INFO
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # which logs what it raises
+    reporter = Reporter()
+    if trouble := compiling.keep(tokens.cache_folder() / "xla"):
+        reporter.warn(trouble)
     try:
-        study.run(config.parse(CONFIG.value), Path(str(WORKDIR.value)), Reporter(), dry_run=DRY_RUN.value)
+        study.run(config.parse(CONFIG.value), Path(str(WORKDIR.value)), reporter, dry_run=DRY_RUN.value)
     except (InputError, OSError) as error:
         fail(str(error))
 

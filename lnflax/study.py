@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from lnflax import cells, packing, results, selection, trained, trainer, wording
+from lnflax import cells, compiling, packing, results, selection, trained, trainer, wording
 from lnflax import config as configs
 from lnflax.batches import epoch_steps
 from lnflax.cells import Cell, Model, Part
@@ -46,9 +46,12 @@ def run(config: Config, workdir: Path, reporter: Reporter, *, dry_run: bool = Fa
     if dry_run:
         return
     _open_workdir(workdir, config)
-    for cell in todo:
-        if not results.is_done(_folder(workdir, cell)):
-            _train_cell(cell, model, config, _folder(workdir, cell), reporter)
+    with compiling.counted() as programs:
+        for cell in todo:
+            if not results.is_done(_folder(workdir, cell)):
+                _train_cell(cell, model, config, _folder(workdir, cell), reporter)
+    if programs.ready:
+        reporter.say(str(programs))
 
 
 def _folder(workdir: Path, cell: Cell) -> Path:

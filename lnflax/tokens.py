@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import logging
@@ -107,4 +108,10 @@ def keep(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
         Path(file.name).replace(path)
     except OSError as error:
-        logging.getLogger(__name__).warning("cannot write the cache folder %s: %s", path.parent, error)
+        _warn(f"cannot write the cache folder {path.parent}: {error}")
+
+
+@functools.cache
+def _warn(text: str) -> None:
+    """Once, however many splits it is said of."""
+    logging.getLogger(__name__).warning(text)
