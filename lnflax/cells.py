@@ -182,21 +182,33 @@ def _task_data(config: Config, shape: BertConfig, tokenizer: Any, task: Task) ->
     if largest >= shape.vocab_size:
         raise InputError(f"model.name: the tokenizer gives token {largest}, the model knows {shape.vocab_size}")
     shape = dataclasses.replace(shape, num_outputs=task.num_outputs)
-    rows = functools.cache(functools.partial(_rows, config, shape, task, train))
+    steps = batches.sizes(train, all_orders(config, task, len(train.labels)))
+    rows = functools.cache(functools.partial(lay_rows, config, shape, steps))
     return TaskData(task, shape, train, evals, texts.absent, rows)
 
 
-def _rows(config: Config, shape: BertConfig, task: Task, train: Encoded, parts: int, together: bool) -> Rows:
-    """The shapes that hold every step of every epoch."""
+def all_orders(config: Config, task: Task, examples: int) -> np.ndarray:
+    """The orders of every epoch, int64 `[steps, seeds, batch]`, for as many as the longest setting has."""
     epochs = max(config.epochs or tasks.paper_epochs(task, setting) for setting in config.settings)
-    count, size = len(train.labels), config.batch_size
     orders = [
-        np.concatenate([batches.epoch_order(task.name, seed, epoch, count, size) for epoch in range(1, epochs + 1)])
+        [batches.epoch_order(task.name, seed, epoch + 1, examples, config.batch_size) for epoch in range(epochs)]
         for seed in config.seeds
     ]
-    steps = batches.sizes(train, np.stack(orders, axis=1))
+    return np.stack([np.concatenate(own) for own in orders], axis=1)
+
+
+def lay_rows(config: Config, shape: BertConfig, steps: np.ndarray, parts: int, together: bool) -> Rows:
+    """The shapes that hold every step.
+
+    Args:
+        config: the study's.
+        shape: the model's.
+        steps: tokens of the examples, int `[steps, seeds, batch]`.
+        parts: how many devices share a batch.
+        together: whether the seeds of a step share its shape.
+    """
     if not together:
-        steps = steps.reshape(-1, 1, size)
+        steps = steps.reshape(-1, 1, config.batch_size)
     if not config.packing:
         return Rows(packing.plain, packing.plain_shapes(steps, parts=parts))
     worth = work.least_saving(jax.default_backend(), int(steps.sum()) * len(config.learning_rates))

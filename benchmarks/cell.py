@@ -1,0 +1,76 @@
+"""lnflax's side of the benchmarks: a cell that can be trained for an epoch, again and again."""
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from configs import base, demo
+from lnflax import batches, bert, cells, checkpoint, config, rules, settings, tasks, tokens, trainer
+from lnflax.step import Recipe
+from lnflax.tokens import Encoded
+
+FOLDER = Path(demo.minilm())
+
+
+@dataclasses.dataclass
+class Cell:
+    """The parts of a cell, each on its devices with its states; `run_steps` of all runs an epoch."""
+
+    parts: list[trainer.Trainer]
+    states: list[Any]
+    run_steps: int
+
+    def epoch(self) -> tuple[float, list[trainer.Done]]:
+        """All runs through the epoch, losses fetched: seconds, and what each part gave."""
+        begin, done = time.perf_counter(), []
+        for i, own in enumerate(self.parts):
+            self.states[i], part = trainer.train_epoch(own, self.states[i], 1, lambda steps: None)
+            done.append(part)
+        return time.perf_counter() - begin, done
+
+
+def make_study(**fields: Any) -> config.Config:
+    """The paper's protocol for MiniLM, one epoch, a few fields changed; a group's field is written `model.dtype`."""
+    given = base.get_config()
+    given.update_from_flattened_dict({"epochs": 1, "model.name": str(FOLDER), "model.pooling": "mean"} | fields)
+    return config.parse(given)
+
+
+def make_cell(setting: str, task: str, train: Encoded, whole: Encoded | None = None, **fields: Any) -> Cell:
+    """A cell of MiniLM over some examples; `whole` is the task's training set, whose steps decide the shapes."""
+    study = make_study(settings=(setting,), tasks=(task,), **fields)
+    about = tasks.TASKS[task]
+    shape = checkpoint.read_config(FOLDER, pooling=study.pooling, num_outputs=about.num_outputs, dtype=study.dtype)
+    rule = settings.make_setting(
+        setting, study.options, layers=shape.num_hidden_layers, hidden_size=shape.hidden_size, user_rules={}
+    )
+    body = checkpoint.read_body(FOLDER, shape)
+    model = cells.Model(body, checkpoint.body_sha256(body))
+    shapes = rules.flatten(bert.parameter_shapes(shape))
+    params = rules.unflatten({path: body.get(path, leaf) for path, leaf in shapes.items()})
+    labels = rules.label(params, rule.rules, setting)
+    recipe = Recipe(shape, tuple(rules.flatten(labels).items()), study.optimizer, study.frozen_dropout)
+    steps = [
+        batches.sizes(examples, cells.all_orders(study, about, len(examples.labels)))
+        for examples in (train, whole)
+        if examples is not None
+    ]
+    mean = int(study.batch_size * train.lengths.mean())
+    parts = cells.make_parts(study, recipe, mean, jax.local_device_count())
+    rows = cells.lay_rows(study, shape, np.concatenate(steps), parts[0].plan.batch_parts, len(parts[0].seeds) > 1)
+    data = cells.TaskData(about, shape, train, {}, (), lambda parts, together: rows)
+    own = cells.Cell(data, rule, recipe, 1, rows, parts, {})
+    made = [cells.make_trainer(own, part, model, study)[0] for part in parts]
+    count = batches.epoch_steps(len(train.labels), study.batch_size)
+    runs = len(study.seeds) * len(study.learning_rates)
+    return Cell(made, [trainer.start(part) for part in made], runs * count)
+
+
+def read(task: str, path: str) -> Encoded:
+    """The training examples of a task of a GLUE folder."""
+    texts = tasks.load(tasks.TASKS[task], path, "", 0)
+    return tokens.encode(tokens.load_tokenizer(FOLDER), texts.train, 128)
