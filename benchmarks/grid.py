@@ -54,7 +54,7 @@ def make_trainer(setting: str, seeds: tuple, rates: tuple, length: int, steps: i
         train=make_examples(steps * study.batch_size, length, shape.vocab_size),
         epochs=1,
         body=body,
-        seed_masks=[masks.choose(rule.mask, params, labels, seed) for seed in seeds],
+        seed_masks=masks.gather([masks.choose(rule.mask, params, labels, seed) for seed in seeds]),
     )
 
 

@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from lnflax import dropout
 from lnflax.batches import Array, Batch
+from lnflax.gathered import Dense, Embed
 
 POOLINGS = ("pooler", "cls", "mean")
 DTYPES = ("float32", "bfloat16")
@@ -109,9 +110,9 @@ def norm(config: BertConfig) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=jnp.float32)
 
 
-def dense(config: BertConfig, size: int) -> nn.Dense:
+def dense(config: BertConfig, size: int) -> Dense:
     """A dense layer in the products' type; its parameters stay float32."""
-    return nn.Dense(size, dtype=config.dtype)
+    return Dense(size, dtype=config.dtype)
 
 
 class Embeddings(nn.Module):
@@ -121,9 +122,9 @@ class Embeddings(nn.Module):
 
     def setup(self) -> None:  # noqa: D102
         c = self.config
-        self.word_embeddings = nn.Embed(c.vocab_size, c.hidden_size)
-        self.position_embeddings = nn.Embed(c.max_position_embeddings, c.hidden_size)
-        self.token_type_embeddings = nn.Embed(c.type_vocab_size, c.hidden_size)
+        self.word_embeddings = Embed(c.vocab_size, c.hidden_size)
+        self.position_embeddings = Embed(c.max_position_embeddings, c.hidden_size)
+        self.token_type_embeddings = Embed(c.type_vocab_size, c.hidden_size)
         self.LayerNorm = norm(c)
 
     def total(self, batch: Batch) -> jax.Array:
@@ -291,7 +292,7 @@ class Classifier(nn.Module):
 
     def setup(self) -> None:  # noqa: D102
         self.bert = Body(self.config)
-        self.classifier = nn.Dense(self.config.num_outputs)
+        self.classifier = Dense(self.config.num_outputs, dtype=jnp.float32)
 
     def __call__(
         self, batch: Batch, masks: Masks, x: jax.Array | None = None, start: int = 0, stop: int | None = None
@@ -317,7 +318,7 @@ class Classifier(nn.Module):
             return self.bert.pooled(x, batch)
         if name == "classifier":
             kept = dropout.drop(x, masks.get("classifier"), c.classifier_dropout)
-            return self.classifier(kept.astype(jnp.float32))
+            return self.classifier(kept)
         block, part = name.split("/")
         return self.bert.encoder.layer.blocks[int(block)].stage(part, x, batch, masks, block)
 

@@ -129,6 +129,8 @@ def prepare(config: Config, device_count: int) -> tuple[Model, list[Cell]]:
 def make_trainer(cell: Cell, part: Part, model: Model, config: Config) -> tuple[Trainer, dict[str, Evaluation]]:
     """What a part of a cell needs on its devices: for training, and for each development set."""
     own, data, knee = part.config(config), cell.data, work.knee(cell.data.shape)
+    # Of all seeds, so that the arrays of all parts have one shape and share their programs.
+    every = masks.gather(seed_masks(cell.setting, cell.recipe, model, config.seeds))
     made = trainer.make_trainer(
         own,
         cell.recipe,
@@ -139,7 +141,7 @@ def make_trainer(cell: Cell, part: Part, model: Model, config: Config) -> tuple[
         rows=cell.rows,
         epochs=cell.epochs,
         body=model.body,
-        seed_masks=seed_masks(cell.setting, cell.recipe, model, own.seeds),
+        seed_masks=[every[i] for i in part.seeds],
     )
     if not config.frozen_dropout and cell.recipe.cut:
         known = features.load(cell.recipe, part.plan, made.frozen, data.train, model.sha256, knee)

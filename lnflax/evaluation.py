@@ -104,13 +104,16 @@ def prefixes(recipe: Recipe, plan: Plan, frozen: Tree, evaluation: Evaluation) -
 
 
 def evaluate(
-    recipe: Recipe, plan: Plan, chunks: grid.Chunks, frozen: Tree, values: Tree, evaluation: Evaluation
+    recipe: Recipe, plan: Plan, chunks: grid.Chunks, frozen: Tree, values: Tree, chosen: Tree, evaluation: Evaluation
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions and losses of all runs, in data order: float32 `[seeds, rates, examples]`."""
+    """Predictions and losses of all runs, in data order: float32 `[seeds, rates, examples]`.
+
+    `values` are the runs', `chosen` says where their gathered scalars are; both on the devices.
+    """
     program = grid.eval_program(recipe, chunks, plan.devices)
     kept: list[list[np.ndarray]] = [[], []]
     for call, known in prefixes(recipe, plan, frozen, evaluation):
-        results = program(values, frozen, call.batch, known, call.number)
+        results = program(values, chosen, frozen, call.batch, known, call.number)
         for group, result in zip(kept, results, strict=True):
             own = plan.gather_targets(np.asarray(result)[:, : len(call.order)], call.part)
             group.append(np.moveaxis(own, 0, 2)[..., call.inside])

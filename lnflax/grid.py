@@ -24,6 +24,7 @@ import jax.numpy as jnp
 
 from lnflax import devices, rules, step
 from lnflax.batches import Batch
+from lnflax.masks import Mask
 from lnflax.step import Recipe, RunState, Update
 
 Tree = Any
@@ -100,7 +101,7 @@ def train_steps(
     total: step.Sum,
     states: RunState,
     frozen: Tree,
-    masks: Tree,
+    masks: Mask,
     streams: jax.Array,
     batches: Batch,
     features: Tree,
@@ -115,7 +116,7 @@ def train_steps(
         total: the sum over the devices that share a batch.
         states: leaves `[seeds, rates, …]`.
         frozen: the frozen parameters, unmapped.
-        masks: elementwise masks, leaves `[seeds, …]`.
+        masks: the seeds' masks, leaves `[seeds, …]`.
         streams: one dropout word a seed, uint32 `[seeds]`.
         batches: leaves `[steps, seeds, …]`; steps at and after `count` are not computed.
         features: the prefix where it was computed before, `[steps, seeds, …]`; else None.
@@ -132,7 +133,7 @@ def train_steps(
         below, above = step.noise(recipe, batch, stream, number)
         return above, step.prefix(recipe, frozen, batch, below) if known is None else known
 
-    def one_run(state: RunState, mask: Tree, features: Any, batch: Batch, noise: Any, rate: tuple, number: Any) -> Any:
+    def one_run(state: RunState, mask: Mask, features: Any, batch: Batch, noise: Any, rate: tuple, number: Any) -> Any:
         update = Update(rate=rate[0], head_rate=rate[1], step=number)
         return step.train_step(recipe, frozen, state, mask, features, batch, noise, update, total)
 
@@ -197,7 +198,14 @@ def prefix_steps(recipe: Recipe, frozen: Tree, batches: Batch, count: jax.Array)
 
 
 def eval_steps(
-    recipe: Recipe, chunks: Chunks, values: Tree, frozen: Tree, batches: Batch, features: Tree, count: jax.Array
+    recipe: Recipe,
+    chunks: Chunks,
+    values: Tree,
+    chosen: Tree,
+    frozen: Tree,
+    batches: Batch,
+    features: Tree,
+    count: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Predictions and losses of all runs of one device over `count` batches, which all runs share.
 
@@ -205,6 +213,7 @@ def eval_steps(
         recipe: what trains.
         chunks: the chunk of each level.
         values: the runs' trained values, leaves `[seeds, rates, …]`.
+        chosen: where gathered scalars are, leaves `[seeds, …]`.
         frozen: the frozen parameters.
         batches: leaves `[steps, …]`.
         features: their prefix, `[steps, …]`; None where there is none.
@@ -219,12 +228,14 @@ def eval_steps(
     def one_batch(i: jax.Array, carry: Any) -> Any:
         batch, known = at((batches, features), i)
 
-        def one_run(values: Tree) -> Any:
-            return step.eval_step(recipe, frozen, values, known, batch)
+        def one_run(values: Tree, chosen: Tree) -> Any:
+            return step.eval_step(recipe, frozen, values, chosen, known, batch)
 
         def seed_block(s: Any, ns: int, carry: Any) -> Any:
+            where = take(chosen, (s,), (ns,))
+
             def rate_block(r: Any, nr: int, carry: Any) -> Any:
-                block = over(over(one_run, nr, (0,)), ns, (0,))(take(values, (s, r), (ns, nr)))
+                block = over(over(one_run, nr, (0, None)), ns, (0, 0))(take(values, (s, r), (ns, nr)), where)
                 return place(carry, jax.tree.map(lambda x: x[None], block), (i, s, r))
 
             return walk(rates, chunks.rates, rate_block, carry)
@@ -235,25 +246,25 @@ def eval_steps(
     return jax.lax.fori_loop(0, count, one_batch, (empty, empty))
 
 
-def initial_states(recipe: Recipe, rates: int, body: Tree, heads: Tree, masks: Tree) -> RunState:
+def initial_states(recipe: Recipe, rates: int, body: Tree, own: Tree, masks: Mask) -> RunState:
     """The states of one device's runs before the first update, leaves `[seeds, rates, …]`.
 
     Args:
         recipe: what trains.
         rates: how many learning rates the rectangle has.
         body: the body's trained values, None elsewhere.
-        heads: the heads, leaves `[seeds, …]`, None elsewhere.
-        masks: elementwise masks, leaves `[seeds, …]`.
+        own: what each seed starts from, heads and gathered scalars: leaves `[seeds, …]`, None elsewhere.
+        masks: the seeds' masks, leaves `[seeds, …]`.
     """
 
-    def one_seed(head: Tree, mask: Tree) -> RunState:
-        state = step.initial_state(recipe, rules.merge(head, body), mask)
+    def one_seed(own: Tree, mask: Mask) -> RunState:
+        state = step.initial_state(recipe, rules.merge(own, body), mask)
         return jax.tree.map(lambda x: jnp.broadcast_to(x, (rates, *jnp.shape(x))), state)
 
-    return jax.vmap(one_seed)(heads, masks)
+    return jax.vmap(one_seed)(own, masks)
 
 
-def moved(values: Tree, body: Tree, heads: Tree) -> Tree:
+def moved(values: Tree, body: Tree, own: Tree) -> Tree:
     """Which trained leaves differ from what they were: bool `[seeds, rates]` a leaf, None at frozen ones.
 
     The three trees are those of `initial_states`, after training and before.
@@ -265,7 +276,7 @@ def moved(values: Tree, body: Tree, heads: Tree) -> Tree:
         then = own[:, None] if shared is None else shared[None, None]
         return jnp.any((now != then).reshape(*now.shape[:2], -1), axis=-1)
 
-    return jax.tree.map(differs, values, body, heads, is_leaf=rules.is_none)
+    return jax.tree.map(differs, values, body, own, is_leaf=rules.is_none)
 
 
 @functools.cache

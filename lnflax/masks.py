@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ import optax
 
 from lnflax import rules, streams
 from lnflax.errors import InputError
+from lnflax.gathered import Index
 from lnflax.settings import MaskRule
 
 Tree = Any
@@ -92,6 +94,61 @@ def digest(mask: Tree) -> str:
             sha.update(path.encode())
             sha.update(np.flatnonzero(leaf).astype("<i4").tobytes())
     return sha.hexdigest()
+
+
+class Mask(NamedTuple):
+    """A seed's mask as its steps want it: two full trees, None where a leaf is not masked.
+
+    Of leaves of one axis all scalars are stored, and `inside` says which train. Of others the chosen ones alone are:
+    `chosen` says where they are, and `inside`, `[k]`, which are not there to fill the length that all seeds share.
+    """
+
+    inside: Tree
+    chosen: Tree
+
+
+def gather(seeds: Sequence[Tree]) -> list[Mask]:
+    """The masks of some seeds, as `choose` gives them, in a form whose shapes are the same for all."""
+    flat = [rules.flatten(mask) for mask in seeds]
+    leaves = {path: [mask[path] for mask in flat] for path, leaf in flat[0].items() if leaf is not None}
+    sizes = {path: _sizes(own) for path, own in leaves.items() if own[0].ndim > 1}
+    return [_gathered(mask, sizes) for mask in flat]
+
+
+def _sizes(leaves: list[np.ndarray]) -> tuple[int, int]:
+    """The most scalars that a seed chose, and the most in one row; at least 1, as not all can keep an empty array."""
+    rows = np.stack([leaf.reshape(len(leaf), -1).sum(axis=1) for leaf in leaves])
+    return max(int(rows.sum(axis=1).max()), 1), max(int(rows.max()), 1)
+
+
+def _gathered(mask: dict[str, Any], sizes: dict[str, tuple[int, int]]) -> Mask:
+    chosen = {path: _index(leaf, *sizes[path]) if path in sizes else None for path, leaf in mask.items()}
+    used = {path: index.flat < mask[path].size for path, index in chosen.items() if index is not None}
+    return Mask(rules.unflatten(mask | used), rules.unflatten(chosen))
+
+
+def _index(leaf: np.ndarray, most: int, width: int) -> Index:
+    """The scalars of a leaf in `most` slots, of which a row has up to `width`."""
+    flat = np.flatnonzero(leaf)
+    row, order = flat // (leaf.size // len(leaf)), np.arange(len(flat))
+    slots = np.full((len(leaf), width), most, np.int32)
+    slots[row, order - np.searchsorted(row, row)] = order
+    return Index(np.append(flat, [leaf.size] * (most - len(flat))).astype(np.int32), slots)
+
+
+def split(params: Tree, labels: Tree, chosen: Tree) -> tuple[Tree, Tree]:
+    """As `rules.split`; leaves of which scalars are gathered stay with the frozen ones."""
+    stored = jax.tree.map(lambda label, index: label if index is None else "frozen", labels, chosen)
+    return rules.split(params, stored)
+
+
+def start(frozen: Tree, chosen: Tree) -> Tree:
+    """The gathered scalars before training, float32 `[k]` with 0 in unused slots; None elsewhere. On the host."""
+
+    def scalars(leaf: Any, index: Any) -> Any:
+        return None if index is None else np.append(leaf, np.float32(0))[index.flat]
+
+    return jax.tree.map(scalars, frozen, chosen, is_leaf=rules.is_none)
 
 
 def select(mask: Tree, inside: Tree, outside: Tree) -> Tree:

@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lnflax import bert, dropout, masks, rules
+from lnflax import bert, dropout, gathered, masks, rules
 from lnflax.batches import Batch, Targets
 from lnflax.bert import BertConfig, Classifier
+from lnflax.masks import Mask
 from lnflax.optimizer import OptimizerConfig, make_optimizer
 
 Tree = Any
@@ -41,7 +42,10 @@ class Recipe:
 
 
 class RunState(NamedTuple):
-    """What a run owns: full trees with None at frozen leaves, so that it is as small as what trains."""
+    """What a run owns: full trees with None at frozen leaves, so that it is as small as what trains.
+
+    Of a leaf of which scalars are gathered it owns these, `[k]`; the leaf is in the frozen tree.
+    """
 
     values: Tree
     opt_state: Any
@@ -55,9 +59,9 @@ class Update(NamedTuple):
     step: Any
 
 
-def initial_state(recipe: Recipe, values: Tree, mask: Tree) -> RunState:
+def initial_state(recipe: Recipe, values: Tree, mask: Mask) -> RunState:
     """The state before the first update."""
-    optimizer = make_optimizer(recipe.optimizer, recipe.label_tree, mask, rate=0.0, head_rate=0.0, step=0)
+    optimizer = make_optimizer(recipe.optimizer, recipe.label_tree, mask.inside, rate=0.0, head_rate=0.0, step=0)
     return RunState(values, optimizer.init(values))
 
 
@@ -102,7 +106,7 @@ def train_step(
     recipe: Recipe,
     frozen: Tree,
     state: RunState,
-    mask: Tree,
+    mask: Mask,
     features: jax.Array | None,
     batch: Batch,
     noise: bert.Masks,
@@ -116,22 +120,23 @@ def train_step(
     total = device_sum(batch.targets.weight.sum())
 
     def loss_of(values: Tree) -> jax.Array:
-        logits = suffix(recipe, rules.merge(values, frozen), features, batch, noise)
+        params = gathered.parameters(values, frozen, mask.chosen)
+        logits = suffix(recipe, params, features, batch, noise)
         return jnp.sum(losses(logits, batch.targets) * batch.targets.weight) / total
 
     loss, grads = device_sum(jax.value_and_grad(loss_of)(state.values))
-    optimizer = make_optimizer(recipe.optimizer, recipe.label_tree, mask, **update._asdict())
+    optimizer = make_optimizer(recipe.optimizer, recipe.label_tree, mask.inside, **update._asdict())
     updates, opt_state = optimizer.update(grads, state.opt_state, state.values)
     # Selected once more: -0.0 + 0.0 is 0.0, and a masked scalar keeps its bits.
-    values = masks.select(mask, optax.apply_updates(state.values, updates), state.values)
+    values = masks.select(mask.inside, optax.apply_updates(state.values, updates), state.values)
     return RunState(values, opt_state), loss
 
 
 def eval_step(
-    recipe: Recipe, frozen: Tree, values: Tree, features: jax.Array | None, batch: Batch
+    recipe: Recipe, frozen: Tree, values: Tree, chosen: Tree, features: jax.Array | None, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
     """`(prediction, loss)` of each target without dropout: float32 class or score, and float32 loss, `[targets]`."""
-    logits = suffix(recipe, rules.merge(values, frozen), features, batch, {})
+    logits = suffix(recipe, gathered.parameters(values, frozen, chosen), features, batch, {})
     if logits.shape[-1] == 1:
         return logits[:, 0], losses(logits, batch.targets)
     return jnp.argmax(logits, axis=-1).astype(jnp.float32), losses(logits, batch.targets)

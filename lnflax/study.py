@@ -168,7 +168,7 @@ def _train_part(
         states, done = trainer.train_epoch(own, states, epoch, tell)
         middle = time.monotonic()
         found = {
-            split: evaluate(cell.recipe, part.plan, part.chunks, own.frozen, states.values, examples)
+            split: evaluate(cell.recipe, part.plan, part.chunks, own.frozen, states.values, own.masks.chosen, examples)
             for split, examples in evals.items()
         }
         end = time.monotonic()

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lnflax import batches, devices, features, grid, heads, optimizer, packing, rules, streams
+from lnflax import batches, devices, features, grid, heads, masks, optimizer, packing, rules, streams
 from lnflax.config import Config
 from lnflax.devices import Plan
 from lnflax.features import Features
 from lnflax.grid import Chunks
+from lnflax.masks import Mask
 from lnflax.packing import Lay, Layout, Shape
 from lnflax.step import Recipe, RunState, Update
 from lnflax.tokens import Encoded
@@ -47,10 +48,10 @@ class Trainer:
     epochs: int
     features: Features | None  # of the training examples, where the prefix is computed once for all
     frozen: Tree  # on the devices, one copy each
-    masks: Tree  # on the devices, by seed
+    masks: Mask  # on the devices, by seed
     streams: jax.Array  # on the devices, by seed
     trained: Tree  # the body's trained values, on the host
-    heads: list[Tree]  # a seed's fresh head, on the host
+    own: list[Tree]  # what a seed starts from, on the host: its fresh head, its gathered scalars
 
     @property
     def steps(self) -> int:
@@ -79,13 +80,17 @@ def make_trainer(
     rows: Rows,
     epochs: int,
     body: dict[str, np.ndarray],
-    seed_masks: list[Tree],
+    seed_masks: list[Mask],
 ) -> Trainer:
-    """Puts on the devices what the runs share; `seed_masks` holds one elementwise mask a seed."""
+    """Puts on the devices what the runs share; `seed_masks` holds one mask a seed."""
     labels = recipe.label_tree
-    own = [heads.make_head(recipe.model, init=config.head_init, seed=seed, task=task) for seed in config.seeds]
     full = rules.unflatten({path: body.get(path) for path in rules.flatten(labels)})
-    trained, frozen = rules.split(full, labels)
+    trained, frozen = masks.split(full, labels, seed_masks[0].chosen)
+    own = []
+    for seed, mask in zip(config.seeds, seed_masks, strict=True):
+        head = heads.make_head(recipe.model, init=config.head_init, seed=seed, task=task)
+        tree = rules.unflatten({path: head.get(path) for path in rules.flatten(labels)})
+        own.append(rules.merge(tree, masks.start(frozen, mask.chosen)))
     words = np.stack([streams.words(("dropout", task, seed), 1).astype(np.uint32)[0] for seed in config.seeds])
     return Trainer(
         recipe=recipe,
@@ -101,7 +106,7 @@ def make_trainer(
         masks=_by_seed(seed_masks, plan),
         streams=_by_seed(list(words), plan),
         trained=trained,
-        heads=[rules.unflatten({path: head.get(path) for path in rules.flatten(labels)}) for head in own],
+        own=own,
     )
 
 
@@ -129,9 +134,9 @@ def start(trainer: Trainer) -> RunState:
 
 
 def _initial_values(trainer: Trainer) -> tuple[Tree, Tree]:
-    """The body's trained values and the heads, on the devices."""
+    """The body's trained values and the seeds' own, on the devices."""
     plan = trainer.plan
-    return devices.put_copies(trainer.trained, plan.devices), _by_seed(trainer.heads, plan)
+    return devices.put_copies(trainer.trained, plan.devices), _by_seed(trainer.own, plan)
 
 
 def unmoved(trainer: Trainer, states: RunState) -> list[str]:
@@ -141,7 +146,7 @@ def unmoved(trainer: Trainer, states: RunState) -> list[str]:
     positions that the data does not have are never reached.
     """
     change = grid.moved_program(trainer.plan.devices)(states.values, *_initial_values(trainer))
-    drawn = rules.flatten(trainer.masks)
+    drawn = rules.flatten(trainer.masks.inside)
     still = []
     for path, runs in rules.flatten(change).items():
         if runs is None or (drawn[path] is not None and path.startswith("bert/embeddings/")):

@@ -62,9 +62,19 @@ def make(setting, study, *, device_count=1, split=False, chunks=SINGLE, data=Non
         rows=make_rows(study, data, plan.batch_parts),
         epochs=study.epochs,
         body=body,
-        seed_masks=[masks.choose(rule.mask, rules.unflatten(values), labels, seed) for seed in study.seeds],
+        seed_masks=masks.gather(drawn(setting, study, **model)),
     )
     return own, body
+
+
+def drawn(setting, study, **model):
+    """The masks as they are chosen, one tree of bool arrays a seed."""
+    shape = tiny.config(**model)
+    sizes = {"layers": shape.num_hidden_layers, "hidden_size": shape.hidden_size}
+    rule = settings.make_setting(setting, study.options, **sizes, user_rules={})
+    params = tiny.params(shape)
+    labels = rules.label(params, rule.rules, setting)
+    return [masks.choose(rule.mask, params, labels, seed) for seed in study.seeds]
 
 
 def make_rows(study, data, parts):
@@ -87,22 +97,27 @@ def evaluate(own, states, data):
     """Predictions and losses of all runs on some examples, float32 `[seeds, rates, examples]`."""
     lay = packing.pack_all if own.config.packing else packing.plain_all
     laid = evaluation.prepare(own.recipe, own.plan, own.frozen, data, lay, knee=12)
-    return evaluation.evaluate(own.recipe, own.plan, own.chunks, own.frozen, states.values, laid)
+    return evaluation.evaluate(own.recipe, own.plan, own.chunks, own.frozen, states.values, own.masks.chosen, laid)
 
 
 def final(own, states):
     """Every parameter of every run after training: by path `[seeds, rates, …]`, read back from the devices."""
-    flat = rules.flatten(jax.device_get(states.values))
-    frozen = rules.flatten(jax.device_get(own.frozen))
+    flat, frozen, chosen = (
+        rules.flatten(jax.device_get(tree)) for tree in (states.values, own.frozen, own.masks.chosen)
+    )
     seeds, rates = own.plan.seeds, own.plan.rates
     shape = (max(map(max, seeds)) + 1, max(map(max, rates)) + 1)
     out = {}
     for path, value in flat.items():
-        leaf = np.zeros((*shape, *(value.shape[3:] if value is not None else frozen[path].shape[1:])), np.float32)
+        leaf = np.zeros((*shape, *(value.shape[3:] if frozen[path] is None else frozen[path].shape[1:])), np.float32)
         for seed, rate in np.ndindex(shape):
             group, i, j = own.plan.owner(seed, rate)
             device = group * own.plan.batch_parts
-            leaf[seed, rate] = value[device, i, j] if value is not None else frozen[path][device]
+            leaf[seed, rate] = value[device, i, j] if frozen[path] is None else frozen[path][device]
+            if chosen[path] is not None:
+                where = chosen[path].flat[device, i]
+                used = where < leaf[seed, rate].size
+                leaf[seed, rate].reshape(-1)[where[used]] = value[device, i, j][used]
         out[path] = leaf
     return out
 

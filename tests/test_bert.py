@@ -427,7 +427,7 @@ def test_bfloat16_trains_float32_leaves():
     recipe = step.Recipe(config, labels, ADAM)
     batch = four_rows(tiny.examples(*LENGTHS))
     values, frozen = rules.split(rules.unflatten(flat), recipe.label_tree)
-    mask = rules.unflatten(dict.fromkeys(flat))
+    mask = tiny.whole_mask(rules.unflatten(dict.fromkeys(flat)))
     update = step.Update(jnp.float32(1e-4), jnp.float32(1e-4), jnp.int32(0))
 
     @tiny.jit

@@ -291,7 +291,7 @@ def made_of(place, fields):
         "dropout": first.recipe.frozen_dropout,
         "masks": [digest(mask) for mask in masks],
         "streams": digest(maker.streams),
-        "heads": digest(maker.heads),
+        "heads": digest(maker.own),
         "rates": {"body": np.asarray(update.rate).tolist(), "head": np.asarray(update.head_rate).tolist()},
         "steps": maker.steps,
         "updates": updates(first.recipe),

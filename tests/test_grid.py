@@ -32,7 +32,7 @@ def test_only_what_the_setting_names_changes_and_all_of_it_does(setting):
     own, body = grids.make(setting, study)
     states, _ = grids.train(own)
     labels = dict(own.recipe.labels)
-    chosen = [rules.flatten(mask) for mask in jax.device_get(seed_masks(own))]
+    chosen = [rules.flatten(mask) for mask in grids.drawn(setting, study)]
     for path, values in grids.final(own, states).items():
         for seed, rate in np.ndindex(values.shape[:2]):
             now = values[seed, rate]
@@ -54,11 +54,6 @@ def trained_paths(labels, chosen):
         masked = label == "masked" and not path.startswith("bert/embeddings/")
         if label == "trainable" or (masked and any(mask[path].any() for mask in chosen)):
             yield path
-
-
-def seed_masks(own):
-    """The masks of the only device, one tree a seed."""
-    return [jax.tree.map(lambda x, i=i: x[0, i], own.masks) for i in range(len(own.config.seeds))]
 
 
 @pytest.mark.parametrize("setting", ["layernorms", "random", "full", "frozen", "single_norm_2"])

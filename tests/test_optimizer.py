@@ -11,6 +11,7 @@ from lnflax import bert, masks, rules, step
 from lnflax.batches import Batch, Targets
 from lnflax.bert import BertConfig
 from lnflax.optimizer import OptimizerConfig, make_optimizer, schedule
+from tests import tiny
 
 PAPER = OptimizerConfig(
     eps=1e-6, epsilon_form="adam", b1=0.9, b2=0.999, weight_decay=0.0, clip_norm=0.0, head_learning_rate=0.0
@@ -210,9 +211,9 @@ def test_training_a_bert_moves_what_the_mask_names_and_no_bit_else():
     def one(state, number):
         features = step.prefix(recipe, frozen, batch, {})
         update = step.Update(0.01, 0.01, number)
-        return step.train_step(recipe, frozen, state, mask, features, batch, {}, update)[0]
+        return step.train_step(recipe, frozen, state, tiny.whole_mask(mask), features, batch, {}, update)[0]
 
-    state = step.initial_state(recipe, values, mask)
+    state = step.initial_state(recipe, values, tiny.whole_mask(mask))
     for number in range(5):
         state = one(state, number)
     before, after, flat = map(rules.flatten, (values, state.values, mask))

@@ -14,6 +14,7 @@ from safetensors.numpy import save_file
 from lnflax import bert, rules, streams
 from lnflax.batches import Batch, Targets
 from lnflax.bert import BertConfig
+from lnflax.masks import Mask
 from lnflax.synthetic import FUNCTION_WORDS
 
 # Compiles in half the time; for programs that run once or twice.
@@ -55,6 +56,11 @@ def weights(config, scale=0.3):
 def params(config):
     """The same as a tree."""
     return rules.unflatten(weights(config))
+
+
+def whole_mask(mask):
+    """A mask under which all leaves are stored whole: bool arrays, or None."""
+    return Mask(mask, jax.tree.map(lambda leaf: None, mask, is_leaf=rules.is_none))
 
 
 def foreign(path, prefix="bert."):

@@ -157,7 +157,7 @@ def ten_steps(setting):
     config, flat = weights(Case("minilm", "pooler", 3))
     recipe = step.Recipe(config, settings_of(config, setting), ADAM)
     values, frozen = rules.split(rules.unflatten(flat), recipe.label_tree)
-    mask = jax.tree.map(lambda label: None, recipe.label_tree)
+    mask = tiny.whole_mask(jax.tree.map(lambda label: None, recipe.label_tree))
     state = step.initial_state(recipe, values, mask)
 
     @jax.jit
