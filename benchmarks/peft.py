@@ -24,7 +24,6 @@ lengths, and for whole cells lnflax's generated texts.
 """
 
 import argparse
-import dataclasses
 import json
 import os
 import statistics
@@ -43,28 +42,13 @@ sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import limit, peer, quiet
-from configs import base, demo
-from lnflax import (
-    batches,
-    bert,
-    checkpoint,
-    config,
-    devices,
-    masks,
-    results,
-    rules,
-    settings,
-    streams,
-    tasks,
-    trainer,
-)
-from lnflax.step import Recipe
+from benchmarks.cell import FOLDER, make_cell
+from lnflax import devices, results, streams, tasks
 from lnflax.tokens import Encoded
 
 ROOT = Path(__file__).parents[1]
 SEEDS = (0, 1, 2)
 RATE = 1e-3  # of PEFT's runs; one of the grid's
-FOLDER = Path(demo.minilm())
 DRAWN = 4000  # examples where there is no data
 AT = (0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
 LENGTHS = {  # tokens of GLUE's training examples at these quantiles, MiniLM's tokenizer, cut at 128
@@ -83,57 +67,6 @@ class Sample(NamedTuple):
 
     data: peer.Data
     whole: Encoded
-
-
-# lnflax's side: only these two know its trainer.
-
-
-@dataclasses.dataclass
-class Cell:
-    """A cell of lnflax that can be trained for an epoch, again and again."""
-
-    trainer: trainer.Trainer
-    states: Any
-    lengths: tuple[int, ...]
-    runs: int
-
-
-def make_cell(setting: str, sample: Sample) -> Cell:
-    """The paper's grid of 3 seeds × 7 rates over the sample, on this process's devices."""
-    given = base.get_config()
-    given.update(seeds=SEEDS, epochs=1)
-    given.model.pooling = "mean"
-    study = config.parse(given)
-    data, rates = sample.data, study.learning_rates
-    shape = checkpoint.read_config(FOLDER, pooling="mean", num_outputs=data.task.num_outputs, dtype="float32")
-    rule = settings.make_setting(
-        setting, study.options, layers=shape.num_hidden_layers, hidden_size=shape.hidden_size, user_rules={}
-    )
-    body = checkpoint.read_body(FOLDER, shape)
-    shapes = rules.flatten(bert.parameter_shapes(shape))
-    params = rules.unflatten({path: body.get(path, leaf) for path, leaf in shapes.items()})
-    labels = rules.label(params, rule.rules, setting)
-    own = trainer.make_trainer(
-        study,
-        Recipe(shape, tuple(rules.flatten(labels).items()), study.optimizer),
-        devices.make_plan(len(SEEDS), len(rates), jax.local_device_count(), study.batch_size),
-        task=data.task.name,
-        train=data.train,
-        epochs=1,
-        body=body,
-        seed_masks=[masks.choose(rule.mask, params, labels, seed) for seed in SEEDS],
-    )
-    count = len(sample.whole.labels)
-    order = [batches.epoch_order(data.task.name, seed, 1, count, study.batch_size) for seed in SEEDS]
-    lengths = batches.choose_lengths(batches.longest(sample.whole.lengths, np.stack(order)))
-    return Cell(own, trainer.start(own), lengths, len(SEEDS) * len(rates))
-
-
-def run_steps(cell: Cell) -> float:
-    """All runs through the epoch, losses fetched; seconds."""
-    begin = time.perf_counter()
-    cell.states, _ = trainer.train_epoch(cell.trainer, cell.states, 1, cell.lengths, lambda steps: None)
-    return time.perf_counter() - begin
 
 
 # What is measured.
@@ -183,8 +116,8 @@ def compare(setting: str, sample: Sample, rounds: int, patience: float) -> None:
     steps = [peer.epoch_batches(data, seed, 1) for seed in SEEDS]
     count, tokens = len(steps[0]), len(data.train.tokens) / len(steps[0])
     run = peer.make_run(setting, data, RATE, SEEDS[0], folder=FOLDER)
-    cell = make_cell(setting, sample)
-    run_steps(cell)  # compiles every shape
+    cell = make_cell(setting, data.task.name, data.train, sample.whole)
+    cell.epoch()  # compiles every shape
     peer.train_steps(run, steps[0])
     theirs, ours, product, disturbed = [], [], [], 0.0
     deadline = time.perf_counter() + patience
@@ -192,7 +125,7 @@ def compare(setting: str, sample: Sample, rounds: int, patience: float) -> None:
         epoch = steps[turn % len(SEEDS)]
         for column, measure in (
             (theirs, lambda epoch=epoch: 1e3 * peer.train_steps(run, epoch) / count),
-            (ours, lambda: 1e3 * run_steps(cell) / (cell.runs * count)),
+            (ours, lambda: 1e3 * cell.epoch()[0] / cell.run_steps),
             (product, lambda: product_rate(round(tokens))),
         ):
             value, others = quiet.undisturbed(measure, deadline)
@@ -270,6 +203,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2, help="of PEFT in a whole cell")
     flags = parser.parse_args()
     peer.use_all_cores()
+    devices.use_cores()
     cells = [(task, setting) for task in flags.tasks.split(",") for setting in flags.settings.split(",")]
     if flags.whole:
         print(f"seconds; of PEFT's {len(SEEDS) * 7} runs {flags.runs} are measured, the others taken to last as long")
