@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lnflax import bert, dropout, masks, rules
+from lnflax import bert, dropout, masks, recompute, rules
 from lnflax.batches import Batch, Targets
 from lnflax.bert import BertConfig, Classifier
 from lnflax.optimizer import OptimizerConfig, make_optimizer
@@ -28,6 +28,7 @@ class Recipe:
     labels: tuple[tuple[str, str], ...]
     optimizer: OptimizerConfig
     frozen_dropout: bool = True  # whether the stages below the first trained parameter drop
+    recompute: bool = False  # keep of each block only what enters it, and compute the rest again on the way back
 
     @property
     def label_tree(self) -> Tree:
@@ -76,7 +77,27 @@ def prefix_has_tokens(recipe: Recipe) -> bool:
 
 def suffix(recipe: Recipe, params: Tree, features: jax.Array | None, batch: Batch, noise: bert.Masks) -> jax.Array:
     """The stages from the first trained parameter up: logits, float32 `[targets, outputs]`."""
-    return _apply(recipe, params, batch, noise, features, recipe.cut)
+    if not recipe.recompute:
+        return _apply(recipe, params, batch, noise, features, recipe.cut)
+    start, x = recipe.cut, features
+    for block in bert.blocks(recipe.model, start):
+        x = _apply(recipe, params, batch, noise, x, start, block.start)
+        x = _block_again(recipe, block, params, x, batch, noise)
+        start = block.stop
+    return _apply(recipe, params, batch, noise, x, start)
+
+
+def _block_again(recipe: Recipe, block: range, params: Tree, x: Any, batch: Batch, noise: bert.Masks) -> jax.Array:
+    """Some stages of one block; on the way back they are computed again."""
+    trained, frozen = rules.split(params, recipe.label_tree)
+    own = {path for path, _ in recipe.labels if bert.stage_of(recipe.model, path) in block}
+    flat = {path: leaf if path in own else None for path, leaf in rules.flatten(trained).items()}
+
+    def function(trained: Tree, x: jax.Array, rest: Any) -> jax.Array:
+        frozen, batch, noise = rest
+        return _apply(recipe, rules.merge(trained, frozen), batch, noise, x, block.start, block.stop)
+
+    return recompute.recomputed(function)(rules.unflatten(flat), x, (frozen, batch, noise))
 
 
 def _apply(recipe: Recipe, params: Tree, *args: Any) -> jax.Array:

@@ -59,7 +59,7 @@ def _folder(workdir: Path, cell: Cell) -> Path:
 
 
 def _plan_line(cell: Cell, config: Config, done: bool) -> str:
-    parts, rows = cell.parts, cell.rows
+    parts, rows = cell.parts, cell.parts[0].rows
     plan, first = parts[0].plan, parts[0]
     per_epoch = epoch_steps(len(cell.data.train.labels), config.batch_size)
     count = f"{len(parts)} parts of {len(first.seeds)}×{len(first.rates)}, " if len(parts) > 1 else ""

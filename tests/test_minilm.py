@@ -48,7 +48,7 @@ def test_minilm_keeps_every_scalar_that_the_setting_does_not_name(prepared, sett
         cell.parts[0].chunks,
         task="cola",
         train=cell.data.train,
-        rows=cell.rows,
+        rows=cell.parts[0].rows,
         epochs=1,
         body=model.body,
         seed_masks=seed_masks,
