@@ -242,6 +242,13 @@ def _cell(config: Config, model: Model, data: TaskData, setting: Setting, device
     return Cell(data, setting, dataclasses.replace(recipe, recompute=cut.recompute), epochs, cut, parts, report)
 
 
+def recut(cell: Cell, config: Config, cut: Cut) -> Cell:
+    """The cell with its runs cut in another way, on as many devices."""
+    recipe = dataclasses.replace(cell.recipe, recompute=cut.recompute)
+    _, parts = make_parts(cell.name, config, recipe, cell.data, jax.local_device_count(), cut)
+    return dataclasses.replace(cell, recipe=recipe, cut=cut, parts=parts)
+
+
 def make_parts(
     name: str, config: Config, recipe: Recipe, data: TaskData, device_count: int, cut: Cut | None = None
 ) -> tuple[Cut, tuple[Part, ...]]:
