@@ -118,7 +118,7 @@ def print_planned() -> None:
     every = Chunks(grid.default_chunks("gpu").seeds, grid.default_chunks("gpu").rates)
     for setting in ("layernorms", "full"):
         measured = measure_of(make_recipe(BASE, setting), 8, 128)
-        for memory_gib in (80, 24, 8, 4, 2):
+        for memory_gib in (80, 24, 16, 8, 4, 2, 1):
             begin, limit = time.monotonic(), int(memory.SHARE * memory_gib * 2**30)
             try:
                 cut = memory.cut_to_fit(f"bert-base/{setting}", GRID, spread, every, measured, limit)

@@ -24,8 +24,13 @@ from lnflax.grid import Chunks
 from lnflax.step import Recipe
 
 SHARE = 0.9  # of the memory there is: the rest is the allocator's gaps, the next batches, and on a CPU the compiler
-SIZES = (Chunks(2, 2), Chunks(2, 3), Chunks(3, 2))  # one run alone is another program, without the axes of runs
-TRIES = 4  # cuts that are compiled before it is said that nothing fits
+SIZES = (
+    Chunks(2, 4),
+    Chunks(2, 5),
+    Chunks(3, 4),
+)  # XLA treats a few runs otherwise than many; compiling costs the same
+HOPE = 1.1  # a cut is tried whose line is a little above what there is: lines have been found up to 8 % off
+TRIES = 4  # cuts that are compiled before runs go one by one
 
 
 class Program(NamedTuple):
@@ -148,13 +153,15 @@ class Needs:
     live_seed: float  # the outputs of the prefix, dropout masks
     live_run: float  # activations, gradients
 
-    def of(self, held: Size, chunks: Chunks) -> int:
-        """Bytes for a device that holds `held` and computes `chunks` at once."""
-        seeds, rates = min(chunks.seeds, held.seeds), min(chunks.rates, held.rates)
+    def of(self, held: Size, chunks: Chunks) -> Program:
+        """The program of a device that holds `held` and computes `chunks` at once."""
+        at_once = Size(min(chunks.seeds, held.seeds), min(chunks.rates, held.rates))
         kept = self.fixed + held.seeds * self.held_seed + held.runs * self.held_run
-        live = self.base + seeds * self.live_seed + seeds * rates * self.live_run
-        copied = seeds * rates * self.held_run if seeds * rates < held.runs else 0  # a block is taken out and put back
-        return round(kept + live + copied)
+        live = self.base + at_once.seeds * self.live_seed + at_once.runs * self.live_run
+        copied = 0 if at_once == held else at_once.runs  # a block of states is taken out and put back
+        if held.seeds % at_once.seeds or held.rates % at_once.rates:
+            copied += held.runs  # a rest has a program of its own, between which XLA copies all states
+        return Program(round(kept), round(live + copied * self.held_run))
 
 
 def fit(measure: Callable[[Size, Chunks], Program]) -> Needs:
@@ -169,33 +176,32 @@ def fit(measure: Callable[[Size, Chunks], Program]) -> Needs:
     return Needs(*terms)
 
 
-def best_cut(cell: Size, spread: Spread, want: Chunks, need: Callable[[Size, Chunks], int], budget: int) -> Cut | None:
-    """Of the cuts that fit, the one with the fewest blocks to compute one after another; None where none fits.
+def best_cut(cell: Size, spread: Spread, want: Chunks, needs: Needs, budget: int) -> Cut | None:
+    """Of the cuts that fit, the one with the fewest blocks to compute one after another, then the fewest parts.
 
-    Seeds are cut freely: they share nothing but the frozen parameters. Rates are cut only where those of one seed
-    do not fit, since each part computes the prefix anew.
+    Seeds are cut before rates: they share nothing but the frozen parameters, where each part of the rates computes
+    the prefix anew. Where the states are what is large, little or nothing lies below them as prefix.
 
     Args:
         cell: all runs.
         spread: how runs are spread over the devices.
         want: the most that does well at once.
-        need: bytes of what a device holds and of what it computes at once.
+        needs: the line.
         budget: bytes there are.
+
+    Returns:
+        None where none fits.
     """
-    ways = ladder(*cell)
-    for some in ([part for part in ways if part.rates == cell.rates], ways):
-        found = []
-        for part in some:
-            sizes = [rectangle(spread(Size(len(seeds), len(rates)))) for seeds, rates in parts(cell, part)]
-            held = max(sizes)
-            for at_once in ladder(min(want.seeds, held.seeds), min(want.rates, held.rates)):
-                blocks = sum(-(-size.seeds // at_once.seeds) * -(-size.rates // at_once.rates) for size in sizes)
-                chunks = Chunks(*at_once)
-                found.append((blocks, len(sizes), Cut(part, chunks, False, need(held, chunks))))
-        fitting = [each for each in found if each[2].need <= budget]
-        if fitting:
-            return min(fitting, key=lambda each: each[:2])[2]
-    return None
+    fitting = []
+    for part in ladder(*cell):
+        sizes = [rectangle(spread(Size(len(seeds), len(rates)))) for seeds, rates in parts(cell, part)]
+        held = max(sizes)
+        for at_once in ladder(min(want.seeds, held.seeds), min(want.rates, held.rates)):
+            cut = Cut(part, Chunks(*at_once), False, needs.of(held, Chunks(*at_once)).need)
+            blocks = sum(-(-size.seeds // at_once.seeds) * -(-size.rates // at_once.rates) for size in sizes)
+            if cut.need <= budget:
+                fitting.append((blocks, len(sizes), cut))
+    return min(fitting, key=lambda each: each[:2])[2] if fitting else None
 
 
 def rectangle(plan: Plan) -> Size:
@@ -257,15 +263,15 @@ def _search(
         return None
     plan = spread(cell)
     needs = fit(lambda size, chunks: measure(_of_one_group(plan, size), chunks))
-    limit = float(budget)
+    limit = HOPE * budget
     for _ in range(TRIES):
-        cut = best_cut(cell, spread, want, needs.of, int(limit))
+        cut = best_cut(cell, spread, want, needs, int(limit))
         if cut is None:
             break
-        cut = measured(cut.part, cut.chunks)
-        if cut.need <= budget:
-            return cut
-        limit *= 0.95 * budget / cut.need  # the line was too low: by so much, and a little more
+        found = measured(cut.part, cut.chunks)
+        if found.need <= budget:
+            return found
+        limit = budget * cut.need / found.need  # by so much the line was too low
     return least
 
 
