@@ -33,7 +33,7 @@ def first(encoded: Encoded, count: int) -> Encoded:
 
 def epoch_waste(task: str, encoded: Encoded, parts: int, packed: bool) -> tuple[float, int]:
     """Padding of a whole epoch, seeds with shapes of their own, and how many shapes there are."""
-    study = cell.make_study(tasks=(task,), packing=packed)
+    study = cell.make_study(tasks=(task,), packing=packed, epochs=0)
     shape = checkpoint.read_config(cell.FOLDER, pooling="mean", num_outputs=1, dtype="float32")
     orders = cells.all_orders(study, tasks.TASKS[task], len(encoded.labels))
     steps = batches.sizes(encoded, orders)

@@ -47,7 +47,7 @@ from lnflax.trainer import Rows, Trainer
 
 Tree = Any
 SHARED_SHAPE = 1.1  # what seeds of one shape cost more by their padding
-SHAPES = 6  # the most of a task: each is a compilation of seconds
+SHAPES = 8  # the most of a task: each is a compilation of seconds
 
 
 @dataclasses.dataclass(frozen=True)
