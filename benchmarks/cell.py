@@ -1,6 +1,7 @@
 """lnflax's side of the benchmarks: a cell that can be trained for an epoch, again and again."""
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 
 from configs import base, demo
-from lnflax import batches, bert, cells, checkpoint, config, rules, settings, tasks, tokens, trainer
+from lnflax import batches, bert, cells, checkpoint, config, masks, rules, settings, tasks, tokens, trainer
 from lnflax.step import Recipe
 from lnflax.tokens import Encoded
 
@@ -54,16 +55,18 @@ def make_cell(setting: str, task: str, train: Encoded, whole: Encoded | None = N
     params = rules.unflatten({path: body.get(path, leaf) for path, leaf in shapes.items()})
     labels = rules.label(params, rule.rules, setting)
     recipe = Recipe(shape, tuple(rules.flatten(labels).items()), study.optimizer, study.frozen_dropout)
+    drawn = cells.seed_masks(rule, recipe, model, study.seeds)
+    recipe = dataclasses.replace(recipe, gathered=masks.sizes(drawn))
     steps = [
         batches.sizes(examples, cells.all_orders(study, about, len(examples.labels)))
         for examples in (train, whole)
         if examples is not None
     ]
-    mean = int(study.batch_size * train.lengths.mean())
-    parts = cells.make_parts(study, recipe, mean, jax.local_device_count())
-    rows = cells.lay_rows(study, shape, np.concatenate(steps), parts[0].plan.batch_parts, len(parts[0].seeds) > 1)
-    data = cells.TaskData(about, shape, train, {}, (), lambda parts, together: rows)
-    own = cells.Cell(data, rule, recipe, 1, rows, parts, {})
+    rows = functools.cache(functools.partial(cells.lay_rows, study, shape, np.concatenate(steps)))
+    data = cells.TaskData(about, shape, train, {}, (), rows)
+    cut, parts = cells.make_parts(f"{task}/{setting}", study, recipe, data, jax.local_device_count())
+    recipe = dataclasses.replace(recipe, recompute=cut.recompute)
+    own = cells.Cell(data, rule, recipe, 1, cut, parts, {})
     made = [cells.make_trainer(own, part, model, study)[0] for part in parts]
     count = batches.epoch_steps(len(train.labels), study.batch_size)
     runs = len(study.seeds) * len(study.learning_rates)

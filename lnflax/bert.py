@@ -330,6 +330,12 @@ def stages(config: BertConfig) -> list[str]:
     return ["embeddings", "embeddings_norm", *blocks, "pooling", "classifier"]
 
 
+def blocks(config: BertConfig, start: int = 0) -> list[range]:
+    """The stages of each block, from the stage `start` up."""
+    ends = range(6, 4 * config.num_hidden_layers + 3, 4)  # two stages are below the blocks
+    return [range(max(end - 4, start), end) for end in ends if end > start]
+
+
 STAGE_OF_PATH = (
     (r"bert/embeddings/LayerNorm/.*", r"embeddings_norm"),
     (r"bert/embeddings/.*", r"embeddings"),

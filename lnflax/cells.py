@@ -22,9 +22,11 @@ from lnflax import (
     features,
     grid,
     masks,
+    memory,
     packing,
     rules,
     settings,
+    shapes,
     tasks,
     tokens,
     trained,
@@ -36,6 +38,7 @@ from lnflax.config import Config
 from lnflax.errors import InputError
 from lnflax.evaluation import Evaluation
 from lnflax.grid import Chunks
+from lnflax.memory import Cut, Size
 from lnflax.settings import Setting
 from lnflax.step import Recipe
 from lnflax.tasks import TASKS, Task
@@ -44,7 +47,7 @@ from lnflax.trainer import Rows, Trainer
 
 Tree = Any
 SHARED_SHAPE = 1.1  # what seeds of one shape cost more by their padding
-SHAPES = 6  # the most of a task: each is a compilation of seconds
+SHAPES = 8  # the most of a task: each is a compilation of seconds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,7 @@ class Part:
     rates: tuple[int, ...]
     plan: devices.Plan
     chunks: Chunks
+    rows: Rows
 
     def config(self, config: Config) -> Config:
         """The config of these runs alone."""
@@ -93,7 +97,7 @@ class Cell:
     setting: Setting
     recipe: Recipe
     epochs: int
-    rows: Rows
+    cut: Cut
     parts: tuple[Part, ...]
     report: dict[str, Any]  # what trains: the content of trained.json
 
@@ -129,8 +133,6 @@ def prepare(config: Config, device_count: int) -> tuple[Model, list[Cell]]:
 def make_trainer(cell: Cell, part: Part, model: Model, config: Config) -> tuple[Trainer, dict[str, Evaluation]]:
     """What a part of a cell needs on its devices: for training, and for each development set."""
     own, data, knee = part.config(config), cell.data, work.knee(cell.data.shape)
-    # Of all seeds, so that the arrays of all parts have one shape and share their programs.
-    every = masks.gather(seed_masks(cell.setting, cell.recipe, model, config.seeds))
     made = trainer.make_trainer(
         own,
         cell.recipe,
@@ -138,10 +140,10 @@ def make_trainer(cell: Cell, part: Part, model: Model, config: Config) -> tuple[
         part.chunks,
         task=data.task.name,
         train=data.train,
-        rows=cell.rows,
+        rows=part.rows,
         epochs=cell.epochs,
         body=model.body,
-        seed_masks=[every[i] for i in part.seeds],
+        seed_masks=seed_masks(cell.setting, cell.recipe, model, own.seeds),
     )
     if not config.frozen_dropout and cell.recipe.cut:
         known = features.load(cell.recipe, part.plan, made.frozen, data.train, model.sha256, knee)
@@ -222,12 +224,14 @@ def _cell(config: Config, model: Model, data: TaskData, setting: Setting, device
     params = _params(data.shape, model)
     labels = rules.label(params, setting.rules, f"settings: {setting.name}")
     recipe = Recipe(data.shape, tuple(rules.flatten(labels).items()), config.optimizer, config.frozen_dropout)
+    drawn = seed_masks(setting, recipe, model, config.seeds)
+    recipe = dataclasses.replace(recipe, gathered=masks.sizes(drawn))
     report = trained.report(
         data.task.name,
         setting,
         params,
         labels,
-        seed_masks(setting, recipe, model, config.seeds),
+        drawn,
         seeds=config.seeds,
         model_name=config.model_name,
         model_sha256=model.sha256,
@@ -235,30 +239,69 @@ def _cell(config: Config, model: Model, data: TaskData, setting: Setting, device
         seen=_seen(data),
     )
     epochs = config.epochs or tasks.paper_epochs(data.task, setting.name)
-    parts = make_parts(config, recipe, int(config.batch_size * data.train.lengths.mean()), device_count)
-    rows = data.rows(parts[0].plan.batch_parts, len(parts[0].seeds) > 1)
-    return Cell(data, setting, recipe, epochs, rows, parts, report)
+    name = f"{data.task.name}/{setting.name}"
+    cut, parts = make_parts(name, config, recipe, data, device_count)
+    return Cell(data, setting, dataclasses.replace(recipe, recompute=cut.recompute), epochs, cut, parts, report)
 
 
-def make_parts(config: Config, recipe: Recipe, tokens: int, device_count: int) -> tuple[Part, ...]:
-    """The parts of a cell, each with its plan and chunks; `tokens` are those of a step, about.
+def recut(cell: Cell, config: Config, cut: Cut) -> Cell:
+    """The cell with its runs cut in another way, on as many devices."""
+    recipe = dataclasses.replace(cell.recipe, recompute=cut.recompute)
+    _, parts = make_parts(cell.name, config, recipe, cell.data, jax.local_device_count(), cut)
+    return dataclasses.replace(cell, recipe=recipe, cut=cut, parts=parts)
+
+
+def make_parts(
+    name: str, config: Config, recipe: Recipe, data: TaskData, device_count: int, cut: Cut | None = None
+) -> tuple[Cut, tuple[Part, ...]]:
+    """How the runs of a cell are cut to fit the memory, unless it is given, and the parts with their plans.
 
     Seeds that train one after another have shapes of their own, with less padding than shared ones: a CPU, which
     gains nothing from computing them together, does so unless cores would idle. An accelerator wants all the runs
     that it can hold.
+
+    Raises:
+        InputError: not even one run fits; the message names the cell.
     """
-    cpu, rates = jax.default_backend() == "cpu", tuple(range(len(config.learning_rates)))
-    seeds = tuple(range(len(config.seeds)))
+    platform, whole = jax.default_backend(), Size(len(config.seeds), len(config.learning_rates))
+    tokens = int(config.batch_size * data.train.lengths.mean())
     own = work.of_step(recipe, tokens)
 
-    def plan_of(size: int) -> devices.Plan:
-        return devices.make_plan(size, len(rates), device_count, own, split=cpu)
+    def spread(size: Size) -> devices.Plan:
+        return devices.make_plan(size.seeds, size.rates, device_count, own, split=platform == "cpu")
 
-    one, every = plan_of(1), plan_of(len(seeds))
-    alone = cpu and len(seeds) * devices.load(one, own) <= SHARED_SHAPE * devices.load(every, own)
-    plan, groups = (one, [(seed,) for seed in seeds]) if alone else (every, [seeds])
-    chunks = grid.default_chunks(jax.default_backend(), tokens // plan.batch_parts, len(plan.rates[0]))
-    return tuple(Part(group, rates, plan, chunks) for group in groups)
+    def rows_of(size: Size) -> Rows:
+        return data.rows(spread(size).batch_parts, size.seeds > 1)
+
+    single = Size(1, whole.rates)
+    one, every = (devices.load(spread(size), own) for size in (single, whole))
+    first = single if platform == "cpu" and whole.seeds * one <= SHARED_SHAPE * every else whole
+    if cut is None:
+        plan = spread(first)
+        want = grid.default_chunks(platform, tokens // plan.batch_parts, len(plan.rates[0]))
+        cut = _cut(name, recipe, first, spread, want, rows_of(first), config.batch_size)
+    parts = []
+    for seeds, rates in memory.parts(whole, cut.part):
+        size = Size(len(seeds), len(rates))
+        parts.append(Part(tuple(seeds), tuple(rates), spread(size), cut.chunks, rows_of(size)))
+    return cut, tuple(parts)
+
+
+def _cut(
+    name: str, recipe: Recipe, runs: Size, spread: memory.Spread, want: Chunks, rows: Rows, batch_size: int
+) -> Cut:
+    """The cut that fits; programs are compiled only where a bound from shapes does not settle it."""
+    plan, largest = spread(runs), max(rows.shapes, key=lambda shape: shape.tokens)
+    tokens, held = largest.tokens // plan.batch_parts, memory.rectangle(plan)
+    there, most = memory.budget(plan.devices), memory.bound(recipe, held, want, tokens, largest.length, trainer.STEPS)
+    if most <= there:
+        return Cut(runs, want, False, most)
+
+    def batches_of(plan: devices.Plan) -> batches.Batch:
+        lead = (trainer.STEPS, len(plan.seeds[0]))
+        return shapes.batch_shapes(recipe, lead, largest.rows // plan.batch_parts, largest.length, batch_size)
+
+    return memory.cut_to_fit(name, runs, spread, want, memory.training(recipe, batches_of), there)
 
 
 def _mask_options(config: Config, setting: Setting) -> dict[str, Any]:

@@ -154,8 +154,17 @@ def parallel(function: Callable, count: int, *, donate: Sequence[int] = ()) -> C
 
 def put(tree: Tree, count: int) -> Tree:
     """Arrays with a leading axis of `count` devices, each slice on its device."""
-    sharding = NamedSharding(Mesh(np.array(jax.local_devices()[:count]), (AXIS,)), PartitionSpec(AXIS))
-    return jax.device_put(tree, sharding)
+    return jax.device_put(tree, _sharding(count))
+
+
+def _sharding(count: int) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(jax.local_devices()[:count]), (AXIS,)), PartitionSpec(AXIS))
+
+
+def shapes(tree: Tree, count: int) -> Tree:
+    """What one device gets, as shapes, to what `put` makes of it: a program lowered from it is the one that runs."""
+    where = _sharding(count)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((count, *x.shape), x.dtype, sharding=where), tree)
 
 
 def put_copies(tree: Tree, count: int) -> Tree:

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from lnflax import recompute
+
 Tree = Any
 
 
@@ -70,9 +72,9 @@ def _backward(kept: tuple[jax.Array, Gathered], g: jax.Array) -> tuple[jax.Array
     # written out first: inside the sum XLA would read them down the columns, where every entry is another cache line.
     entered, given = jax.lax.optimization_barrier((_columns(x, row), _columns(g, column)))
     values = jnp.sum(entered.astype(jnp.float32) * given.astype(jnp.float32), axis=0)
-    # The leaf is made once more, behind g, and not kept since: all of a model's would be a second copy of it.
-    g, again = jax.lax.optimization_barrier((g, kernel.values))
-    return g @ dense(kernel._replace(values=again), x.dtype).T, Gathered(None, Index(None, None), values)
+    # The leaf is made once more, not kept since the way forward: all of a model's would be a second copy of it.
+    again = kernel._replace(values=recompute.after(kernel.values, g))
+    return g @ dense(again, x.dtype).T, Gathered(None, Index(None, None), values)
 
 
 def _columns(x: jax.Array, which: jax.Array) -> jax.Array:

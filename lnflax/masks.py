@@ -22,6 +22,7 @@ from lnflax.gathered import Index
 from lnflax.settings import MaskRule
 
 Tree = Any
+Sizes = tuple[tuple[str, int, int], ...]  # path, slots, the most of them in one row
 
 
 def choose(rule: MaskRule | None, params: Tree, labels: Tree, seed: int) -> Tree:
@@ -99,32 +100,38 @@ def digest(mask: Tree) -> str:
 class Mask(NamedTuple):
     """A seed's mask as its steps want it: two full trees, None where a leaf is not masked.
 
-    Of leaves of one axis all scalars are stored, and `inside` says which train. Of others the chosen ones alone are:
-    `chosen` says where they are, and `inside`, `[k]`, which are not there to fill the length that all seeds share.
+    `inside` says which of the stored scalars train. Of a leaf that is stored whole it is the mask itself. Of others
+    the chosen scalars alone are stored: `chosen` says where they are, and `inside`, `[k]`, which slots are in use.
     """
 
     inside: Tree
     chosen: Tree
 
 
-def gather(seeds: Sequence[Tree]) -> list[Mask]:
-    """The masks of some seeds, as `choose` gives them, in a form whose shapes are the same for all."""
-    flat = [rules.flatten(mask) for mask in seeds]
-    leaves = {path: [mask[path] for mask in flat] for path, leaf in flat[0].items() if leaf is not None}
-    sizes = {path: _sizes(own) for path, own in leaves.items() if own[0].ndim > 1}
-    return [_gathered(mask, sizes) for mask in flat]
+def sizes(seeds: Sequence[Tree]) -> Sizes:
+    """Of each leaf of two axes the most scalars that a seed chose, and the most in one row, at least 1.
+
+    So many slots hold the scalars of every seed. At least 1, since not everything can keep an empty array.
+    """
+    counts: dict[str, tuple[int, int]] = {}
+    for mask in seeds:
+        for path, leaf in rules.flatten(mask).items():
+            if leaf is not None and leaf.ndim > 1:
+                rows = leaf.reshape(len(leaf), -1).sum(axis=1)
+                slots, width = counts.get(path, (1, 1))
+                counts[path] = max(slots, int(rows.sum())), max(width, int(rows.max()))
+    return tuple((path, *count) for path, count in counts.items())
 
 
-def _sizes(leaves: list[np.ndarray]) -> tuple[int, int]:
-    """The most scalars that a seed chose, and the most in one row; at least 1, as not all can keep an empty array."""
-    rows = np.stack([leaf.reshape(len(leaf), -1).sum(axis=1) for leaf in leaves])
-    return max(int(rows.sum(axis=1).max()), 1), max(int(rows.max()), 1)
-
-
-def _gathered(mask: dict[str, Any], sizes: dict[str, tuple[int, int]]) -> Mask:
-    chosen = {path: _index(leaf, *sizes[path]) if path in sizes else None for path, leaf in mask.items()}
-    used = {path: index.flat < mask[path].size for path, index in chosen.items() if index is not None}
-    return Mask(rules.unflatten(mask | used), rules.unflatten(chosen))
+def gather(mask: Tree, sizes: Sizes) -> Mask:
+    """A mask as `choose` gives it, in the form of the steps; leaves that `sizes` does not name are stored whole."""
+    inside = rules.flatten(mask)
+    chosen: dict[str, Any] = dict.fromkeys(inside)
+    for path, slots, width in sizes:
+        leaf = inside[path]
+        chosen[path] = _index(leaf, slots, width)
+        inside[path] = chosen[path].flat < leaf.size
+    return Mask(rules.unflatten(inside), rules.unflatten(chosen))
 
 
 def _index(leaf: np.ndarray, most: int, width: int) -> Index:
@@ -134,12 +141,6 @@ def _index(leaf: np.ndarray, most: int, width: int) -> Index:
     slots = np.full((len(leaf), width), most, np.int32)
     slots[row, order - np.searchsorted(row, row)] = order
     return Index(np.append(flat, [leaf.size] * (most - len(flat))).astype(np.int32), slots)
-
-
-def split(params: Tree, labels: Tree, chosen: Tree) -> tuple[Tree, Tree]:
-    """As `rules.split`; leaves of which scalars are gathered stay with the frozen ones."""
-    stored = jax.tree.map(lambda label, index: label if index is None else "frozen", labels, chosen)
-    return rules.split(params, stored)
 
 
 def start(frozen: Tree, chosen: Tree) -> Tree:

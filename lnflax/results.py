@@ -22,6 +22,7 @@ VERSIONS = "versions.json"
 TRAINED = "trained.json"
 METRICS = "metrics.jsonl"
 RESULTS = "results.json"
+COST = "cost.json"
 PREDICTIONS = "predictions.safetensors"
 
 _RESULT_FIELDS = ("task", "setting", "metric", "report_epoch", "ratio", "eval_examples", "runs")

@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lnflax import bert, dropout, gathered, masks, rules
+from lnflax import bert, dropout, gathered, masks, recompute, rules
 from lnflax.batches import Batch, Targets
 from lnflax.bert import BertConfig, Classifier
-from lnflax.masks import Mask
+from lnflax.masks import Mask, Sizes
 from lnflax.optimizer import OptimizerConfig, make_optimizer
 
 Tree = Any
@@ -29,11 +29,17 @@ class Recipe:
     labels: tuple[tuple[str, str], ...]
     optimizer: OptimizerConfig
     frozen_dropout: bool = True  # whether the stages below the first trained parameter drop
+    recompute: bool = False  # keep of each block only what enters it, and compute the rest again on the way back
+    gathered: Sizes = ()  # the masked leaves of which the chosen scalars alone are stored, and in how many slots
 
     @property
     def label_tree(self) -> Tree:
         """The full tree of labels."""
         return rules.unflatten(dict(self.labels))
+
+    def split(self, params: Tree) -> tuple[Tree, Tree]:
+        """As `rules.split`; of a leaf of which scalars are gathered, the leaf itself is with the frozen ones."""
+        return rules.split(params, rules.unflatten(dict(self.labels) | {path: "frozen" for path, *_ in self.gathered}))
 
     @functools.cached_property
     def cut(self) -> int:
@@ -78,9 +84,34 @@ def prefix_has_tokens(recipe: Recipe) -> bool:
     return len(jax.eval_shape(lambda tree: prefix(recipe, tree, Batch.example(), {}), frozen).shape) == 3
 
 
-def suffix(recipe: Recipe, params: Tree, features: jax.Array | None, batch: Batch, noise: bert.Masks) -> jax.Array:
+def suffix(
+    recipe: Recipe,
+    values: Tree,
+    frozen: Tree,
+    chosen: Tree,
+    features: jax.Array | None,
+    batch: Batch,
+    noise: bert.Masks,
+) -> jax.Array:
     """The stages from the first trained parameter up: logits, float32 `[targets, outputs]`."""
-    return _apply(recipe, params, batch, noise, features, recipe.cut)
+
+    def run(values: Tree, x: jax.Array | None, rest: tuple, start: int, stop: int | None = None) -> jax.Array:
+        frozen, chosen, batch, noise = rest
+        return _apply(recipe, gathered.parameters(values, frozen, chosen), batch, noise, x, start, stop)
+
+    rest, start, x = (frozen, chosen, batch, noise), recipe.cut, features
+    if recipe.recompute:
+        for block in bert.blocks(recipe.model, start):
+            again = recompute.recomputed(functools.partial(run, start=block.start, stop=block.stop))
+            x = again(_of_stages(recipe, values, block), run(values, x, rest, start, block.start), rest)
+            start = block.stop
+    return run(values, x, rest, start)
+
+
+def _of_stages(recipe: Recipe, values: Tree, stages: range) -> Tree:
+    """The values that some stages read, None elsewhere."""
+    flat = rules.flatten(values)
+    return rules.unflatten({p: x if bert.stage_of(recipe.model, p) in stages else None for p, x in flat.items()})
 
 
 def _apply(recipe: Recipe, params: Tree, *args: Any) -> jax.Array:
@@ -120,8 +151,7 @@ def train_step(
     total = device_sum(batch.targets.weight.sum())
 
     def loss_of(values: Tree) -> jax.Array:
-        params = gathered.parameters(values, frozen, mask.chosen)
-        logits = suffix(recipe, params, features, batch, noise)
+        logits = suffix(recipe, values, frozen, mask.chosen, features, batch, noise)
         return jnp.sum(losses(logits, batch.targets) * batch.targets.weight) / total
 
     loss, grads = device_sum(jax.value_and_grad(loss_of)(state.values))
@@ -136,7 +166,7 @@ def eval_step(
     recipe: Recipe, frozen: Tree, values: Tree, chosen: Tree, features: jax.Array | None, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
     """`(prediction, loss)` of each target without dropout: float32 class or score, and float32 loss, `[targets]`."""
-    logits = suffix(recipe, gathered.parameters(values, frozen, chosen), features, batch, {})
+    logits = suffix(recipe, values, frozen, chosen, features, batch, {})
     if logits.shape[-1] == 1:
         return logits[:, 0], losses(logits, batch.targets)
     return jnp.argmax(logits, axis=-1).astype(jnp.float32), losses(logits, batch.targets)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from lnflax import cells, compiling, packing, results, selection, trained, trainer, wording
+from lnflax import cells, compiling, host, memory, packing, results, selection, trained, trainer, wording
 from lnflax import config as configs
 from lnflax.batches import epoch_steps
 from lnflax.cells import Cell, Model, Part
@@ -49,7 +49,7 @@ def run(config: Config, workdir: Path, reporter: Reporter, *, dry_run: bool = Fa
     with compiling.counted() as programs:
         for cell in todo:
             if not results.is_done(_folder(workdir, cell)):
-                _train_cell(cell, model, config, _folder(workdir, cell), reporter)
+                _train_or_halve(cell, model, config, _folder(workdir, cell), reporter)
     if programs.ready:
         reporter.say(str(programs))
 
@@ -59,7 +59,7 @@ def _folder(workdir: Path, cell: Cell) -> Path:
 
 
 def _plan_line(cell: Cell, config: Config, done: bool) -> str:
-    parts, rows = cell.parts, cell.rows
+    parts, rows = cell.parts, cell.parts[0].rows
     plan, first = parts[0].plan, parts[0]
     per_epoch = epoch_steps(len(cell.data.train.labels), config.batch_size)
     count = f"{len(parts)} parts of {len(first.seeds)}×{len(first.rates)}, " if len(parts) > 1 else ""
@@ -114,9 +114,22 @@ def _open_workdir(workdir: Path, config: Config) -> None:
     results.write_json(workdir / results.VERSIONS, record)
 
 
+def _train_or_halve(cell: Cell, model: Model, config: Config, folder: Path, reporter: Reporter) -> None:
+    """Trains a cell; where memory runs out against the plan, once more from the start with half of it at once."""
+    try:
+        return _train_cell(cell, model, config, folder, reporter)
+    except Exception as error:
+        smaller = memory.halve(cell.cut) if memory.is_out_of_memory(error) else None
+        if smaller is None:
+            raise
+    reporter.warn(f"{cell.name}: out of memory; again with {memory.describe(smaller)}")
+    return _train_cell(cells.recut(cell, config, smaller), model, config, folder, reporter)
+
+
 def _train_cell(cell: Cell, model: Model, config: Config, folder: Path, reporter: Reporter) -> None:
     results.write_json(folder / results.TRAINED, cell.report)
     results.start_metrics(folder)
+    host.reset_peak()
     log, spent = Ledger(config, cell.data), Spent(time.monotonic())
     reporter.start(cell.name, len(cell.parts) * cell.epochs * _epoch_steps(cell, config))
     try:
@@ -204,11 +217,31 @@ def _finish(cell: Cell, config: Config, log: Ledger, folder: Path, spent: Spent)
         **{name: cell.report[name] for name in ("body", "trained", "ratio")},
         "runs": runs,
         "selected": selection.select(runs, metric, config.report_epoch),
-        "waste": round(packing.waste(spent.real_tokens, spent.computed_tokens), 4),
         "seconds": spent.seconds(),
     }
+    results.write_json(folder / results.COST, _cost(cell, spent))
     results.write_json(folder / results.RESULTS, record)
     return record
+
+
+def _cost(cell: Cell, spent: Spent) -> dict[str, Any]:
+    """What the cell took: how its runs were cut, memory in bytes a device, tokens a seed's rates share."""
+    cut, parts = cell.cut, cell.parts
+    plan = parts[0].plan
+    return {
+        "format": results.FORMAT,
+        "parts": len(parts),
+        "devices": plan.devices,
+        "batch_parts": plan.batch_parts,
+        "at_once": {
+            "seeds": min(cut.chunks.seeds, len(plan.seeds[0])),
+            "rates": min(cut.chunks.rates, len(plan.rates[0])),
+        },
+        "recompute": cut.recompute,
+        "memory": {"planned": cut.need, "peak": memory.peak()},
+        "tokens": {"real": spent.real_tokens, "computed": spent.computed_tokens},
+        "waste": round(packing.waste(spent.real_tokens, spent.computed_tokens), 4),
+    }
 
 
 def _say_outcome(cell: Cell, record: dict[str, Any], still: list[str], log: Ledger, reporter: Reporter) -> None:

@@ -80,14 +80,15 @@ def make_trainer(
     rows: Rows,
     epochs: int,
     body: dict[str, np.ndarray],
-    seed_masks: list[Mask],
+    seed_masks: list[Tree],
 ) -> Trainer:
-    """Puts on the devices what the runs share; `seed_masks` holds one mask a seed."""
+    """Puts on the devices what the runs share; `seed_masks` holds one elementwise mask a seed."""
     labels = recipe.label_tree
     full = rules.unflatten({path: body.get(path) for path in rules.flatten(labels)})
-    trained, frozen = masks.split(full, labels, seed_masks[0].chosen)
+    trained, frozen = recipe.split(full)
+    gathered = [masks.gather(mask, recipe.gathered) for mask in seed_masks]
     own = []
-    for seed, mask in zip(config.seeds, seed_masks, strict=True):
+    for seed, mask in zip(config.seeds, gathered, strict=True):
         head = heads.make_head(recipe.model, init=config.head_init, seed=seed, task=task)
         tree = rules.unflatten({path: head.get(path) for path in rules.flatten(labels)})
         own.append(rules.merge(tree, masks.start(frozen, mask.chosen)))
@@ -103,7 +104,7 @@ def make_trainer(
         epochs=epochs,
         features=None,
         frozen=devices.put_copies(frozen, plan.devices),
-        masks=_by_seed(seed_masks, plan),
+        masks=_by_seed(gathered, plan),
         streams=_by_seed(list(words), plan),
         trained=trained,
         own=own,

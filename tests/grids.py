@@ -49,7 +49,8 @@ def make(setting, study, *, device_count=1, split=False, chunks=SINGLE, data=Non
     values = tiny.weights(shape)
     body = {path: value for path, value in values.items() if path.startswith("bert/")}
     labels = rules.label(rules.unflatten(values), rule.rules, setting)
-    recipe = Recipe(shape, tuple(rules.flatten(labels).items()), study.optimizer)
+    masks_of_seeds = drawn(setting, study, **model)
+    recipe = Recipe(shape, tuple(rules.flatten(labels).items()), study.optimizer, gathered=masks.sizes(masks_of_seeds))
     own_work = Work(*(1e6 * part for part in work.of_step(recipe, 8 * 16)))  # as if of a model worth spreading
     plan = devices.make_plan(len(study.seeds), len(study.learning_rates), device_count, own_work, split=split)
     own = trainer.make_trainer(
@@ -62,7 +63,7 @@ def make(setting, study, *, device_count=1, split=False, chunks=SINGLE, data=Non
         rows=make_rows(study, data, plan.batch_parts),
         epochs=study.epochs,
         body=body,
-        seed_masks=masks.gather(drawn(setting, study, **model)),
+        seed_masks=masks_of_seeds,
     )
     return own, body
 

@@ -246,7 +246,8 @@ def test_a_recipe_is_cut_at_its_first_trained_parameter(trained):
     below, above = step.noise(recipe, batch, STATE, jnp.int32(3))
     features = step.prefix(recipe, frozen, batch, below)  # reads no trained leaf: it is None there
     assert (features is None) == (recipe.cut == 0)
-    out = step.suffix(recipe, rules.merge(values, frozen), features, batch, above)
+    chosen = jax.tree.map(lambda label: None, recipe.label_tree)
+    out = step.suffix(recipe, values, frozen, chosen, features, batch, above)
     assert not set(below) & set(above)
     whole = Classifier(config).apply({"params": tiny.params(config)}, batch, below | above)
     np.testing.assert_array_equal(out, whole)

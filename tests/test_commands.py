@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import safetensors
@@ -138,7 +139,7 @@ def test_a_study_says_what_trains_the_plan_and_the_outcome(trained):
 def test_the_files_of_a_study_are_the_contracts(trained):
     workdir, _ = trained
     names = {name for name, data in snapshot(workdir).items() if data is not None}
-    own = ("trained.json", "metrics.jsonl", "results.json", "predictions.safetensors")
+    own = ("trained.json", "metrics.jsonl", "results.json", "predictions.safetensors", "cost.json")
     assert names == {"config.json", "versions.json", *(f"rte/layernorms/{name}" for name in own)}
     record = results.read_json(workdir / "config.json")
     assert record["format"] == 1 and record["learning_rates"] == [0.001, 0.003] and record["tasks"] == ["rte"]
@@ -173,7 +174,7 @@ def test_results_json_is_the_contracts(trained):
     record, _, predictions, about = cell(trained[0], "rte", "layernorms")
     assert set(record) == {
         *("format", "task", "setting", "config", "metric", "report_epoch", "epochs", "steps", "train_examples"),
-        *("eval_examples", "body", "trained", "ratio", "runs", "selected", "waste", "seconds"),
+        *("eval_examples", "body", "trained", "ratio", "runs", "selected", "seconds"),
     }
     told = {name: record[name] for name in ("format", "task", "setting", "metric", "report_epoch", "epochs", "steps")}
     assert told == {
@@ -209,6 +210,36 @@ def test_results_json_is_the_contracts(trained):
     one = (np.dtype(np.int32), (2, 2, 384))
     labels = (np.dtype(np.int32), (384,))
     assert kinds == {"last/validation": one, "best/validation": one, "labels/validation": labels}
+
+
+def test_cost_json_says_what_the_cell_took(trained):
+    cost = results.read_json(trained[0] / "rte" / "layernorms" / "cost.json")
+    told = {name: cost[name] for name in ("format", "parts", "devices", "batch_parts", "at_once", "recompute")}
+    assert told == {
+        **{"format": 1, "parts": 1, "devices": 4, "batch_parts": 1},
+        **{"at_once": {"seeds": 1, "rates": 1}, "recompute": False},
+    }
+    assert 0 < cost["tokens"]["real"] <= cost["tokens"]["computed"]
+    assert cost["waste"] == round(1 - cost["tokens"]["real"] / cost["tokens"]["computed"], 4)
+    assert cost["memory"]["planned"] > 0 and cost["memory"]["peak"] > 2**24
+
+
+def test_out_of_memory_halves_what_is_done_at_once_and_says_so(model, place, monkeypatch):
+    whole, failed = study._train_cell, []
+
+    def short(cell, *rest):
+        if not failed:
+            failed.append(cell)
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return whole(cell, *rest)
+
+    monkeypatch.setattr(study, "_train_cell", short)
+    said = run(model, place / "short", epochs=1)
+    assert "rte/layernorms: out of memory; again with 1 × 1 runs at once, " in said
+    assert results.is_done(place / "short" / "rte" / "layernorms")
+    monkeypatch.setattr(study, "_train_cell", lambda *_: (_ for _ in ()).throw(ValueError("another error")))
+    with pytest.raises(ValueError, match="another error"):
+        run(model, place / "other error", epochs=1)
 
 
 def test_metrics_jsonl_has_a_line_a_run_and_epoch(trained):

@@ -275,7 +275,7 @@ def made_of(place, fields):
     model, study = cells.prepare(own, 1)
     first = study[0]
     masks = cells.seed_masks(first.setting, first.recipe, model, own.seeds)
-    whole = cells.Part((0, 1), (0, 1), first.parts[0].plan, first.parts[0].chunks)
+    whole = dataclasses.replace(first.parts[0], seeds=(0, 1), rates=(0, 1))
     plan = devices.make_plan(2, 2, 1, devices.Work(1.0, 1.0, 1.0), split=False)
     maker, _ = cells.make_trainer(first, dataclasses.replace(whole, plan=plan), model, own)
     update = trainer.make_updates(maker, 0, min(maker.steps, 8))
@@ -287,7 +287,7 @@ def made_of(place, fields):
         "epochs": first.epochs,
         "train": digest(first.data.train),
         "evals": {split: digest(part) for split, part in first.data.evals.items()},
-        "rows": (first.rows.lay.__name__, first.rows.shapes),
+        "rows": (first.parts[0].rows.lay.__name__, first.parts[0].rows.shapes),
         "dropout": first.recipe.frozen_dropout,
         "masks": [digest(mask) for mask in masks],
         "streams": digest(maker.streams),

@@ -1,13 +1,14 @@
 """The promises of the grid on a real checkpoint: MiniLM, every setting of the contract, two steps."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
 from configs import demo
-from lnflax import cells, config, masks, rules, trainer
+from lnflax import cells, config, evaluation, rules, trainer
 from tests import grids
 
 SETTINGS = (
@@ -47,10 +48,10 @@ def test_minilm_keeps_every_scalar_that_the_setting_does_not_name(prepared, sett
         cell.parts[0].chunks,
         task="cola",
         train=cell.data.train,
-        rows=cell.rows,
+        rows=cell.parts[0].rows,
         epochs=1,
         body=model.body,
-        seed_masks=masks.gather(seed_masks),
+        seed_masks=seed_masks,
     )
     states, losses = grids.train(own)
     assert losses.shape == (3, 1, 1) and np.isfinite(losses).all()
@@ -88,3 +89,35 @@ def test_minilm_counts(prepared):
         "random_norms_16": 192,
     }
     assert dataclasses.asdict(by_name["random"].setting.mask)["size"] == 9_216
+
+
+GLUE = Path(__file__).parents[2] / "shared" / "data" / "glue"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not GLUE.is_dir(), reason="real GLUE is not beside the project")
+def test_bfloat16_products_end_within_a_point_of_float32_on_a_real_task(tmp_path, monkeypatch):
+    """stsb, LayerNorms, 150 updates at 5e-3: near 1 a bfloat16 scale would not move by what an update adds."""
+    monkeypatch.setenv("LNFLAX_CACHE", str(tmp_path / "cache"))
+    scores, moved = {}, {}
+    for dtype in ("float32", "bfloat16"):
+        given = demo.get_config()
+        given.update(tasks=("stsb",), settings=("layernorms",), seeds=(0,), learning_rates=(5e-3,), epochs=1)
+        given.update(max_train_examples=2400)
+        given.model.dtype, given.data.path = dtype, str(GLUE)
+        study = config.parse(given)
+        model, (cell,) = cells.prepare(study, device_count=1)
+        own, evals = cells.make_trainer(cell, cell.parts[0], model, study)
+        states, losses = grids.train(own)
+        assert losses.shape == (150, 1, 1)
+        moved[dtype] = trainer.unmoved(own, states)
+        kinds = {leaf.dtype for leaf in jax.tree.leaves(states) if leaf.dtype != np.int32}
+        assert kinds == {np.dtype(np.float32)}
+        (part,) = (
+            evaluation.evaluate(own.recipe, own.plan, own.chunks, own.frozen, states.values, own.masks.chosen, e)
+            for e in evals.values()
+        )
+        scores[dtype] = np.corrcoef(part[0][0, 0], cell.data.evals["validation"].labels)[0, 1]
+    assert moved == {"float32": [], "bfloat16": []}
+    assert scores["float32"] > 0.7
+    assert abs(scores["bfloat16"] - scores["float32"]) < 0.01

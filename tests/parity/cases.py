@@ -139,11 +139,12 @@ def gradients(case, layout):
     """`(logits, gradient by path)` of every parameter, dropout off."""
     config, flat = weights(case)
     recipe = step.Recipe(config, settings_of(config, "full"), ADAM)
+    none = jax.tree.map(lambda label: None, recipe.label_tree)  # nothing is frozen or gathered
 
     @jax.jit
     def run(params, batch):
         def loss(params):
-            logits = step.suffix(recipe, params, None, batch, {})
+            logits = step.suffix(recipe, params, none, none, None, batch, {})
             return step.losses(logits, batch.targets).mean(), logits
 
         return jax.grad(loss, has_aux=True)(params)
