@@ -51,8 +51,7 @@ def parameters(values: Tree, frozen: Tree, chosen: Tree) -> Tree:
 def dense(leaf: Gathered, dtype: Any) -> jax.Array:
     """The leaf as an array `[rows, columns]`."""
     base = jnp.asarray(leaf.base, dtype)
-    flat = base.reshape(-1).at[leaf.chosen.flat].set(leaf.values.astype(dtype), mode="drop", indices_are_sorted=True)
-    return flat.reshape(base.shape)
+    return base.reshape(-1).at[leaf.chosen.flat].set(leaf.values.astype(dtype), mode="drop").reshape(base.shape)
 
 
 @jax.custom_vjp
@@ -72,8 +71,9 @@ def _backward(kept: tuple[jax.Array, Gathered], g: jax.Array) -> tuple[jax.Array
     # written out first: inside the sum XLA would read them down the columns, where every entry is another cache line.
     entered, given = jax.lax.optimization_barrier((_columns(x, row), _columns(g, column)))
     values = jnp.sum(entered.astype(jnp.float32) * given.astype(jnp.float32), axis=0)
-    # The leaf is made once more, not kept since the way forward: all of a model's would be a second copy of it.
-    again = kernel._replace(values=recompute.after(kernel.values, g))
+    # The leaf is made once more, not kept since the way forward: all of a model's would be a second copy of it. It is
+    # the base that waits for g, since XLA would else copy it, for the values to be written into, as soon as it can.
+    again = kernel._replace(base=recompute.after(kernel.base, g))
     return g @ dense(again, x.dtype).T, Gathered(None, Index(None, None), values)
 
 
@@ -87,13 +87,13 @@ product.defvjp(_forward, _backward)
 
 def lookup(table: Gathered, ids: jax.Array) -> jax.Array:
     """Rows of a table, float32 `[…, columns]` for ids `[…]`, without a copy of the table."""
-    columns = table.base.shape[1]
-    flat = ids.reshape(-1)
+    columns, flat = table.base.shape[1], ids.reshape(-1)
     slots = jnp.take(table.chosen.slots, flat, axis=0)  # [tokens, most]
-    column = jnp.take(table.chosen.flat % columns, slots, mode="fill", fill_value=columns)
     values = jnp.take(table.values, slots, mode="fill", fill_value=0)
-    token = jnp.arange(flat.shape[0])[:, None]
-    rows = jnp.take(table.base, flat, axis=0).at[token, column].set(values, mode="drop")
+    column = jnp.take(table.chosen.flat % columns, slots, mode="fill", fill_value=columns)
+    column += (column == columns) * jnp.arange(slots.shape[1])[None]  # no place is written twice, past the end neither
+    place = (jnp.arange(len(flat))[:, None], column)
+    rows = jnp.take(table.base, flat, axis=0).at[place].set(values, mode="drop", unique_indices=True)
     return rows.reshape(*ids.shape, columns)
 
 

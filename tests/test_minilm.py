@@ -41,18 +41,7 @@ def test_minilm_keeps_every_scalar_that_the_setting_does_not_name(prepared, sett
     study, model, by_name = prepared
     cell = by_name[setting]
     seed_masks = cells.seed_masks(cell.setting, cell.recipe, model, study.seeds)
-    own = trainer.make_trainer(
-        study,
-        cell.recipe,
-        cell.parts[0].plan,
-        cell.parts[0].chunks,
-        task="cola",
-        train=cell.data.train,
-        rows=cell.parts[0].rows,
-        epochs=1,
-        body=model.body,
-        seed_masks=seed_masks,
-    )
+    own = trainer_of(cell, cell.recipe, model, study)
     states, losses = grids.train(own)
     assert losses.shape == (3, 1, 1) and np.isfinite(losses).all()
     chosen, trained = rules.flatten(seed_masks[0]), 0
@@ -67,6 +56,41 @@ def test_minilm_keeps_every_scalar_that_the_setting_does_not_name(prepared, sett
             assert (now != model.body[path]).any(), path
     assert trained == cell.report["trained"]
     assert trainer.unmoved(own, states) == []
+    jax.clear_caches()
+
+
+def trainer_of(cell, recipe, model, study):
+    """The trainer of a cell, with another recipe."""
+    return trainer.make_trainer(
+        study,
+        recipe,
+        cell.parts[0].plan,
+        cell.parts[0].chunks,
+        task="cola",
+        train=cell.data.train,
+        rows=cell.parts[0].rows,
+        epochs=1,
+        body=model.body,
+        seed_masks=cells.seed_masks(cell.setting, recipe, model, study.seeds),
+    )
+
+
+@pytest.mark.slow
+def test_minilm_with_gathered_scalars_trains_as_with_whole_leaves(prepared):
+    """Three updates with dropout on, the second and third of rates above 0."""
+    study, model, by_name = prepared
+    cell, ends = by_name["random"], []
+    for gathered in (cell.recipe.gathered, ()):
+        own = trainer_of(cell, dataclasses.replace(cell.recipe, gathered=gathered), model, study)
+        states, losses = grids.train(own)
+        ends.append((losses, grids.final(own, states)))
+    (losses, final), (whole_losses, whole) = ends
+    np.testing.assert_allclose(losses, whole_losses, rtol=1e-6)
+    encoder = [path for path in final if path.startswith("bert/encoder/")]  # 47 % of the body: so many of 9,216
+    moved = sum(int((final[path][0, 0] != model.body[path]).sum()) for path in encoder)
+    assert moved == pytest.approx(0.47 * 9_216, rel=0.05)
+    for path, leaf in final.items():
+        np.testing.assert_allclose(leaf, whole[path], rtol=0, atol=1e-6, err_msg=path)
     jax.clear_caches()
 
 
