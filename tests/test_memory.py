@@ -171,6 +171,7 @@ def test_halves():
     by_chunk = [(3, 7, *chunks, False) for chunks in ((3, 7), (2, 7), (1, 7), (1, 4), (1, 2), (1, 1))]
     by_part = [(*part, 1, 1, False) for part in ((2, 7), (1, 7), (1, 4), (1, 2), (1, 1))]
     assert seen == [*by_chunk, *by_part, (1, 1, 1, 1, True)]
+    assert memory.halve(Cut(CELL, ALL, False, 0)).chunks == Chunks(2, 7)
 
 
 def test_words():
