@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,13 @@ class Cell:
     states: list[Any]
     run_steps: int
 
-    def epoch(self) -> tuple[float, list[trainer.Done]]:
+    def epoch(self, clock: Callable[[], float] = time.perf_counter) -> tuple[float, list[trainer.Done]]:
         """All runs through the epoch, losses fetched: seconds, and what each part gave."""
-        begin, done = time.perf_counter(), []
+        begin, done = clock(), []
         for i, own in enumerate(self.parts):
             self.states[i], part = trainer.train_epoch(own, self.states[i], 1, lambda steps: None)
             done.append(part)
-        return time.perf_counter() - begin, done
+        return clock() - begin, done
 
 
 def make_study(**fields: Any) -> config.Config:

@@ -18,31 +18,33 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
+Clock = Callable[[], float]
 SHAPES = ((384, 384), (384, 1536), (1536, 384))  # in and out of the dense layers
 SIDES = ("jax, 1 device", "jax, 2 devices", "torch")
 
 
-def rate(call: Callable[[int], None], flops: float, seconds: float) -> float:
+def rate(call: Callable[[int], None], flops: float, seconds: float, clock: Clock = time.perf_counter) -> float:
     """GFLOP/s of `call(n)`, n products of so many operations each, over about `seconds` after a warm-up."""
     call(2)
-    begin = time.perf_counter()
+    begin = clock()
     call(4)
-    number = max(4, int(seconds * 4 / (time.perf_counter() - begin)))
-    begin = time.perf_counter()
+    number = max(4, int(seconds * 4 / (clock() - begin)))
+    begin = clock()
     call(number)
-    return 1e-9 * flops * number / (time.perf_counter() - begin)
+    return 1e-9 * flops * number / (clock() - begin)
 
 
-def jax_rate(tokens: int, inner: int, outer: int, *, transposed: bool = False, seconds: float = 0.2) -> float:
+def jax_rate(tokens: int, inner: int, outer: int, *, transposed: bool = False, **timing: Any) -> float:
     """GFLOP/s of all JAX devices of this process together, each with so many tokens."""
     import jax
 
     count = jax.local_device_count()
     program, x, w = _jax_program(count, tokens, inner, outer, transposed)
-    return rate(lambda n: jax.block_until_ready(program(x, w, n)), 2.0 * count * tokens * inner * outer, seconds)
+    return rate(lambda n: jax.block_until_ready(program(x, w, n)), 2.0 * count * tokens * inner * outer, **timing)
 
 
 @functools.cache
@@ -73,7 +75,7 @@ def _jax_program(count: int, tokens: int, inner: int, outer: int, transposed: bo
     return jax.jit(jax.shard_map(loop, mesh=mesh, in_specs=(each, same, same), out_specs=each, check_vma=False)), x, w
 
 
-def torch_rate(tokens: int, inner: int, outer: int, *, transposed: bool = False, seconds: float = 0.2) -> float:
+def torch_rate(tokens: int, inner: int, outer: int, *, transposed: bool = False, **timing: Any) -> float:
     """GFLOP/s of PyTorch with its threads as they are set."""
     import torch
 
@@ -85,7 +87,7 @@ def torch_rate(tokens: int, inner: int, outer: int, *, transposed: bool = False,
         for _ in range(number):
             torch.mm(x, w, out=y)
 
-    return rate(call, 2.0 * tokens * inner * outer, seconds)
+    return rate(call, 2.0 * tokens * inner * outer, **timing)
 
 
 def operands(tokens: int, inner: int, outer: int, transposed: bool) -> tuple[np.ndarray, np.ndarray]:

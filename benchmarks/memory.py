@@ -66,7 +66,7 @@ def make_recipe(model: BertConfig, setting: str) -> Recipe:
 
 def spread(size: Size) -> devices.Plan:
     """So many runs on one device."""
-    return devices.make_plan(size.seeds, size.rates, 1, BATCH)
+    return devices.make_plan(size.seeds, size.rates, 1, devices.Work(0.0, 1e9, 0.0), split=False)
 
 
 def measure_of(recipe: Recipe, rows: int, length: int) -> memory.Measure:

@@ -13,6 +13,7 @@ import json
 import os
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -166,10 +167,10 @@ def epoch_batches(data: Data, seed: int, epoch: int) -> list[np.ndarray]:
     return [step[step != batches.NONE] for step in order]
 
 
-def train_steps(run: Run, steps: list[np.ndarray]) -> float:
+def train_steps(run: Run, steps: list[np.ndarray], clock: Callable[[], float] = time.perf_counter) -> float:
     """One update for each of the steps' examples; the seconds, padding included."""
     run.model.train()
-    begin = time.perf_counter()
+    begin = clock()
     for step in steps:
         batch = collate([run.examples[i] for i in step.tolist()])
         loss = loss_of(run.model(**batch), run.labels[torch.from_numpy(step)])
@@ -180,7 +181,7 @@ def train_steps(run: Run, steps: list[np.ndarray]) -> float:
         run.steps += 1
         if run.steps % LOG == 0:
             run.losses.append(loss.item())
-    return time.perf_counter() - begin
+    return clock() - begin
 
 
 def evaluate(run: Run, dev: Encoded) -> np.ndarray:

@@ -1,6 +1,7 @@
 """lnflax against PyTorch with PEFT (`benchmarks/peer.py`): what a run and step costs, or a whole cell.
 
     python benchmarks/peft.py [--tasks=stsb,rte,cola] [--settings=layernorms,frozen,…] [--steps=20] [--rounds=3]
+    python benchmarks/peft.py --one_core …
     python benchmarks/peft.py --whole [--tasks=stsb,rte] [--settings=layernorms] [--epochs=1] [--max_train_examples=N]
 
 MiniLM, float32, batches of 16 on the CPU. lnflax trains a cell of 3 seeds × 7 rates, PEFT one run after another, on
@@ -9,7 +10,8 @@ included, compilation not. Both take turns in one process. Times are medians (mi
 
 A time in which other processes used more than 5 % of the cores is measured again while there is patience: PyTorch's
 threads wait for each other in a loop, and on a busy machine it is ten times slower, which is not what is asked here.
-`others` is the most that was let pass.
+`others` is the most that was let pass. On a machine that is never quiet, `--one_core` measures CPU seconds of both on a
+single core, which others disturb little; PyTorch's serial parts (drawing dropout) weigh less there.
 
 The shares compare with the plain matrix product (the better of JAX and PyTorch, as in `benchmarks/limit.py`): 2
 operations a weight of the blocks and token forwards, as many backwards in each block from the first one that trains,
@@ -105,12 +107,12 @@ def operations(setting: str, tokens: float) -> float:
     return 2.0 * block * tokens * (blocks + backward)
 
 
-def product_rate(tokens: int) -> float:
+def product_rate(tokens: int, clock: limit.Clock) -> float:
     """Operations a second of the plain product, the better library's."""
-    return 1e9 * max(one(tokens, 384, 1536, seconds=0.1) for one in (limit.jax_rate, limit.torch_rate))
+    return 1e9 * max(one(tokens, 384, 1536, seconds=0.1, clock=clock) for one in (limit.jax_rate, limit.torch_rate))
 
 
-def compare(setting: str, sample: Sample, rounds: int, patience: float) -> None:
+def compare(setting: str, sample: Sample, rounds: int, patience: float, clock: limit.Clock) -> None:
     """Prints the line of one task and setting."""
     data = sample.data
     steps = [peer.epoch_batches(data, seed, 1) for seed in SEEDS]
@@ -124,9 +126,9 @@ def compare(setting: str, sample: Sample, rounds: int, patience: float) -> None:
     for turn in range(rounds):
         epoch = steps[turn % len(SEEDS)]
         for column, measure in (
-            (theirs, lambda epoch=epoch: 1e3 * peer.train_steps(run, epoch) / count),
-            (ours, lambda: 1e3 * cell.epoch()[0] / cell.run_steps),
-            (product, lambda: product_rate(round(tokens))),
+            (theirs, lambda epoch=epoch: 1e3 * peer.train_steps(run, epoch, clock) / count),
+            (ours, lambda: 1e3 * cell.epoch(clock)[0] / cell.run_steps),
+            (product, lambda: product_rate(round(tokens), clock)),
         ):
             value, others = quiet.undisturbed(measure, deadline)
             column.append(value)
@@ -201,7 +203,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1, help="of whole cells")
     parser.add_argument("--max_train_examples", type=int, default=0, help="of whole cells; 0 is all")
     parser.add_argument("--runs", type=int, default=2, help="of PEFT in a whole cell")
+    parser.add_argument("--one_core", action="store_true", help="CPU seconds on one core")
     flags = parser.parse_args()
+    if flags.one_core:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})  # before either library makes its threads
     peer.use_all_cores()
     devices.use_cores()
     cells = [(task, setting) for task in flags.tasks.split(",") for setting in flags.settings.split(",")]
@@ -213,12 +218,16 @@ def main() -> None:
             whole(task, setting, flags)
         return
     source = "texts of --data" if flags.data else "random tokens of the tasks' lengths"
-    print(f"ms a run and step, {source}; {os.cpu_count()} cores, {jax.local_device_count()} JAX device(s)")
+    cores = "CPU time on 1 core" if flags.one_core else f"{os.cpu_count()} cores"
+    print(f"ms a run and step, {source}; {cores}, {jax.local_device_count()} JAX device(s)")
     print("             real                                                         share of the product")
     print("task  setting       tokens  PEFT, one run          lnflax, in the grid  ratio    PEFT lnflax GFLOP/s others")
     samples = {task: make_sample(task, flags.data, flags.steps * peer.BATCH) for task, _ in cells}
     for task, setting in cells:
-        compare(setting, samples[task], flags.rounds, flags.patience)
+        if flags.one_core:
+            compare(setting, samples[task], flags.rounds, 0, time.process_time)
+        else:
+            compare(setting, samples[task], flags.rounds, flags.patience, time.perf_counter)
 
 
 if __name__ == "__main__":

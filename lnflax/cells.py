@@ -295,7 +295,7 @@ def _cut(
     tokens, held = largest.tokens // plan.batch_parts, memory.rectangle(plan)
     there, most = memory.budget(plan.devices), memory.bound(recipe, held, want, tokens, largest.length, trainer.STEPS)
     if most <= there:
-        return Cut(runs, want, False, most)
+        return Cut(runs, Chunks(min(want.seeds, held.seeds), min(want.rates, held.rates)), False, most)
 
     def batches_of(plan: devices.Plan) -> batches.Batch:
         lead = (trainer.STEPS, len(plan.seeds[0]))

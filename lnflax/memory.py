@@ -284,7 +284,7 @@ def _of_one_group(plan: Plan, size: Size) -> Plan:
 
 def halve(cut: Cut) -> Cut | None:
     """The next smaller cut, after an error of the allocator: half the chunk, else half the part; None below one run."""
-    at_once = Size(cut.chunks.seeds, cut.chunks.rates)
+    at_once = Size(min(cut.chunks.seeds, cut.part.seeds), min(cut.chunks.rates, cut.part.rates))
     if at_once.runs > 1:
         return cut._replace(chunks=Chunks(*_half(at_once)))
     if cut.part.runs > 1:

@@ -7,22 +7,26 @@ import jax
 import numpy as np
 import pytest
 
-from lnflax import bert, compiling, devices, grid, host, memory, rules, shapes, trainer
+from lnflax import bert, compiling, devices, grid, host, memory, packing, rules, shapes, trainer
 from lnflax.bert import BertConfig
 from lnflax.errors import InputError
 from lnflax.grid import Chunks
 from lnflax.memory import Cut, Needs, Program, Size
+from lnflax.packing import Shape
 from lnflax.step import Recipe
+from lnflax.trainer import Rows
 from tests import grids
 
 ALL = Chunks(2**31, 2**31)
 CELL = Size(3, 7)
 NEEDS = Needs(fixed=100, held_seed=2, held_run=3, base=50, live_seed=5, live_run=10)
 
+SUFFIX = devices.Work(prefix=0.0, suffix=1e9, update=0.0)  # runs share nothing
+
 
 def spread(size):
     """All on one device."""
-    return devices.make_plan(*size, 1, 16)
+    return devices.make_plan(*size, 1, SUFFIX, split=False)
 
 
 def synthetic(needs, recomputed=None, error=1.0):
@@ -159,7 +163,7 @@ def test_devices_hold_what_the_plan_gives_them():
     """Two devices, three seeds, seven rates: four rates each, of all seeds."""
     needs = Needs(0, 0, 1, 0, 0, 10)
     measure, calls = synthetic(needs)
-    cut = cut_to_fit(measure, 12 * 11, over=lambda size: devices.make_plan(*size, 2, 16))
+    cut = cut_to_fit(measure, 12 * 11, over=lambda size: devices.make_plan(*size, 2, SUFFIX, split=False))
     assert (cut.part, cut.chunks, calls) == (CELL, Chunks(3, 4), [(Size(3, 4), Chunks(3, 4), False)])
 
 
@@ -171,6 +175,7 @@ def test_halves():
     by_chunk = [(3, 7, *chunks, False) for chunks in ((3, 7), (2, 7), (1, 7), (1, 4), (1, 2), (1, 1))]
     by_part = [(*part, 1, 1, False) for part in ((2, 7), (1, 7), (1, 4), (1, 2), (1, 1))]
     assert seen == [*by_chunk, *by_part, (1, 1, 1, 1, True)]
+    assert memory.halve(Cut(CELL, ALL, False, 0)).chunks == Chunks(2, 7)
 
 
 def test_words():
@@ -218,10 +223,13 @@ def test_the_program_that_is_measured_is_the_one_that_runs():
     with compiling.counted() as programs:
         found = measure(own.plan, own.chunks, recompute=False)
     assert programs.ready == 1
-    order = np.zeros((2, 1, 8), np.int64)
-    batch, updates = trainer.train_batches(own, order, 16), trainer.make_updates(own, 0, 1)
+    own = dataclasses.replace(own, rows=Rows(packing.plain, (Shape(8, 16),)))
+    (batch, known), updates = (
+        trainer.train_batches(own, trainer.plan_epoch(own, 1), 0, 1),
+        trainer.make_updates(own, 0, 1),
+    )
     count, states = devices.put(np.ones(2, np.int32), 2), trainer.start(own)
-    given = (own.frozen, own.masks, own.streams, batch, updates, count)
+    given = (own.frozen, own.masks, own.streams, batch, known, updates, count)
     with compiling.counted() as programs:
         states, _ = grid.train_program(own.recipe, own.chunks, own.plan)(states, *given)
     assert programs.ready == 0
