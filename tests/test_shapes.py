@@ -1,19 +1,23 @@
 """Arguments as shapes are those that a trainer gives."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from lnflax import devices, shapes, trainer
+from lnflax import devices, packing, shapes, trainer
+from lnflax.packing import Shape
+from lnflax.trainer import Rows
 from tests import grids
 
 
-def arguments(own, length):
+def arguments(own, rows):
     """What the training program of a trainer is called with."""
-    order = np.zeros((len(own.config.seeds), 1, own.config.batch_size), np.int64)
+    own = dataclasses.replace(own, rows=rows)
     count = devices.put(np.zeros(own.plan.devices, np.int32), own.plan.devices)
-    batch, updates = trainer.train_batches(own, order, length), trainer.make_updates(own, 0, 1)
-    return trainer.start(own), own.frozen, own.masks, own.streams, batch, updates, count
+    batch, known = trainer.train_batches(own, trainer.plan_epoch(own, 1), 0, 1)
+    return trainer.start(own), own.frozen, own.masks, own.streams, batch, known, trainer.make_updates(own, 0, 1), count
 
 
 def same_form(found, wanted):
@@ -33,4 +37,4 @@ def test_of_training(setting, outputs, count):
     seeds, rates = len(own.plan.seeds[0]), len(own.plan.rates[0])
     batch = shapes.batch_shapes(own.recipe, (trainer.STEPS, seeds), study.batch_size, 16, study.batch_size)
     made = shapes.train_arguments(own.recipe, seeds, rates, batch)
-    same_form(devices.shapes(made, count), arguments(own, 16))
+    same_form(devices.shapes(made, count), arguments(own, Rows(packing.plain, (Shape(study.batch_size, 16),))))
