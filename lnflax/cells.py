@@ -279,7 +279,8 @@ def make_parts(
     if cut is None:
         plan = spread(first)
         want = grid.default_chunks(platform, tokens // plan.batch_parts, len(plan.rates[0]))
-        cut = _cut(name, recipe, first, spread, want, rows_of(first), config.batch_size)
+        there = memory.budget(plan.devices) - evaluation.reserve(recipe, plan, data.evals.values())
+        cut = _cut(name, recipe, first, spread, want, rows_of(first), config.batch_size, there)
     parts = []
     for seeds, rates in memory.parts(whole, cut.part):
         size = Size(len(seeds), len(rates))
@@ -288,12 +289,19 @@ def make_parts(
 
 
 def _cut(
-    name: str, recipe: Recipe, runs: Size, spread: memory.Spread, want: Chunks, rows: Rows, batch_size: int
+    name: str,
+    recipe: Recipe,
+    runs: Size,
+    spread: memory.Spread,
+    want: Chunks,
+    rows: Rows,
+    batch_size: int,
+    there: int,
 ) -> Cut:
     """The cut that fits; programs are compiled only where a bound from shapes does not settle it."""
     plan, largest = spread(runs), max(rows.shapes, key=lambda shape: shape.tokens)
     tokens, held = largest.tokens // plan.batch_parts, memory.rectangle(plan)
-    there, most = memory.budget(plan.devices), memory.bound(recipe, held, want, tokens, largest.length, trainer.STEPS)
+    most = memory.bound(recipe, held, want, tokens, largest.length, trainer.STEPS)
     if most <= there:
         return Cut(runs, Chunks(min(want.seeds, held.seeds), min(want.rates, held.rates)), False, most)
 

@@ -5,22 +5,24 @@ Without dropout the prefix is the same for every run and epoch: it is computed o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lnflax import batches, devices, grid, packing
 from lnflax.devices import Plan
 from lnflax.packing import Layout, Shape
-from lnflax.step import Recipe
+from lnflax.step import Recipe, prefix_has_tokens
 from lnflax.tokens import Encoded
 
 Tree = Any
 STEPS = 8  # batches of one call
 TOKENS = 2048  # of a batch on one device
-KEPT_BYTES = 2**29  # the most that is kept of a prefix, on each device
+KEPT_BYTES = 2**29  # the most that is kept of a development set's prefix, on each device
+PADDED = 1.2  # a prefix as it lies in rows, at most, to its tokens
 
 
 class Call(NamedTuple):
@@ -81,6 +83,16 @@ def batches_of(layout: Layout, rows: int, length: int, parts: int) -> tuple[np.n
     order[place] = by_batch
     where.row[place], where.start[place] = row[by_batch], layout.start[by_batch]
     return order, where, Shape(own, length)
+
+
+def reserve(recipe: Recipe, plan: Plan, evals: Iterable[Encoded]) -> int:
+    """Bytes on each device to leave for what is kept of the development sets, from their sizes alone."""
+    if recipe.cut == 0:
+        return 0
+    each = recipe.model.hidden_size * jnp.dtype(recipe.model.dtype).itemsize
+    whole = prefix_has_tokens(recipe)
+    counts = [PADDED * len(encoded.tokens) if whole else len(encoded.labels) for encoded in evals]
+    return sum(int(min(each * count / plan.batch_parts, KEPT_BYTES)) for count in counts)
 
 
 def _with_features(recipe: Recipe, plan: Plan, frozen: Tree, calls: list[Call]) -> list[Call]:
