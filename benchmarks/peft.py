@@ -19,7 +19,9 @@ twice as many where its weights do. Padding, attention's own products and dropou
 count that lnflax computes what is below the first trained parameter once for all rates, so that it may pass 100 %.
 
 `--whole`: from the start of the process to the results, imports, tokenization, compilation and evaluation included.
-lnflax trains all 21 runs; PEFT does `--runs` in one process, and the others are taken to last as long.
+lnflax trains all 21 runs; PEFT does `--runs` in one process, and the others are taken to last as long. With
+`--no_frozen_dropout` lnflax computes what is below the first trained parameter once (another protocol: without dropout
+there).
 
 --data is a folder of GLUE in the hub's layout (default: $LNFLAX_GLUE); without one, random tokens of the tasks'
 lengths, and for whole cells lnflax's generated texts.
@@ -153,6 +155,7 @@ def whole(task: str, setting: str, flags: argparse.Namespace) -> None:
     path = flags.data or "synthetic"
     deadline = time.perf_counter() + flags.patience
     ours = {"model.name": FOLDER, "model.pooling": "mean", "data.path": path, **given}
+    ours["frozen_dropout"] = not flags.no_frozen_dropout
     words = ["train.py", f"--config=configs/glue.py:{task},{setting}", "--workdir=work"]
     words += [f"--config.{name}={value}" for name, value in ours.items()]
     (seconds, found), others = quiet.undisturbed(lambda: start_to_end(words, task, setting), deadline)
@@ -203,6 +206,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1, help="of whole cells")
     parser.add_argument("--max_train_examples", type=int, default=0, help="of whole cells; 0 is all")
     parser.add_argument("--runs", type=int, default=2, help="of PEFT in a whole cell")
+    parser.add_argument(
+        "--no_frozen_dropout", action="store_true", help="of lnflax's whole cells: features once for all"
+    )
     parser.add_argument("--one_core", action="store_true", help="CPU seconds on one core")
     flags = parser.parse_args()
     if flags.one_core:

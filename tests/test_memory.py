@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from lnflax import bert, compiling, devices, grid, host, memory, packing, rules, shapes, trainer
+from lnflax import bert, compiling, devices, evaluation, grid, host, memory, packing, rules, shapes, trainer
 from lnflax.bert import BertConfig
 from lnflax.errors import InputError
 from lnflax.grid import Chunks
@@ -237,6 +237,19 @@ def test_the_program_that_is_measured_is_the_one_that_runs():
     losses = 8 * 1 * 2 * 4  # [steps, seeds, rates]
     assert found.kept == pytest.approx(bytes_on_devices + losses, rel=0.01)
     assert found.live > 0
+
+
+def test_room_is_left_for_the_prefixes_that_are_kept(monkeypatch):
+    """Width 12 and four bytes each: of every token below a trained block, of every example below the head."""
+    data = grids.examples(count=10)
+    tokens = len(data.tokens)
+    room = {}
+    for setting in ("full", "frozen", "single_norm_2"):
+        own, _ = grids.make(setting, grids.study(), pooling="cls")
+        room[setting] = evaluation.reserve(own.recipe, own.plan, [data, data])
+    assert room == {"full": 0, "frozen": 2 * 10 * 12 * 4, "single_norm_2": 2 * int(1.2 * tokens * 12 * 4)}
+    monkeypatch.setattr(evaluation, "KEPT_BYTES", 100)
+    assert evaluation.reserve(own.recipe, own.plan, [data, data]) == 200
 
 
 MIDDLE = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 500}
