@@ -12,6 +12,7 @@ import numpy as np
 
 from configs import base, demo
 from lnflax import batches, bert, cells, checkpoint, config, masks, rules, settings, tasks, tokens, trainer
+from lnflax.memory import Cut
 from lnflax.step import Recipe
 from lnflax.tokens import Encoded
 
@@ -42,8 +43,13 @@ def make_study(**fields: Any) -> config.Config:
     return config.parse(given)
 
 
-def make_cell(setting: str, task: str, train: Encoded, whole: Encoded | None = None, **fields: Any) -> Cell:
-    """A cell of MiniLM over some examples; `whole` is the task's training set, whose steps decide the shapes."""
+def make_cell(
+    setting: str, task: str, train: Encoded, whole: Encoded | None = None, cut: Cut | None = None, **fields: Any
+) -> Cell:
+    """A cell of MiniLM over some examples; `whole` is the task's training set, whose steps decide the shapes.
+
+    `cut` says how its runs are cut, where that is not left to the plan.
+    """
     study = make_study(settings=(setting,), tasks=(task,), **fields)
     about = tasks.TASKS[task]
     shape = checkpoint.read_config(FOLDER, pooling=study.pooling, num_outputs=about.num_outputs, dtype=study.dtype)
@@ -65,7 +71,7 @@ def make_cell(setting: str, task: str, train: Encoded, whole: Encoded | None = N
     ]
     rows = functools.cache(functools.partial(cells.lay_rows, study, shape, np.concatenate(steps)))
     data = cells.TaskData(about, shape, train, {}, (), rows)
-    cut, parts = cells.make_parts(f"{task}/{setting}", study, recipe, data, jax.local_device_count())
+    cut, parts = cells.make_parts(f"{task}/{setting}", study, recipe, data, jax.local_device_count(), cut)
     recipe = dataclasses.replace(recipe, recompute=cut.recompute)
     own = cells.Cell(data, rule, recipe, 1, cut, parts, {})
     made = [cells.make_trainer(own, part, model, study)[0] for part in parts]

@@ -10,7 +10,6 @@ for CPUs; a GPU's own compiler gives its own.
 
 import argparse
 import ctypes
-import dataclasses
 import functools
 import gc
 import subprocess
@@ -20,15 +19,17 @@ from pathlib import Path
 
 import jax
 
-from lnflax import bert, config, devices, grid, host, memory, rules, settings, shapes, trainer
+from lnflax import bert, config, devices, host, masks, memory, rules, settings, shapes
 from lnflax.bert import BertConfig
 from lnflax.errors import InputError
 from lnflax.grid import Chunks
-from lnflax.memory import Size
+from lnflax.memory import Cut, Size
 from lnflax.step import Recipe
 
+sys.path.pop(0)  # where `cell` would be found twice
 sys.path.insert(0, str(Path(__file__).parents[1]))  # configs and benchmarks are files beside the package
-from benchmarks import grid as cells
+from benchmarks import cell
+from benchmarks.scaling import RATES, TASK, make_examples
 from configs import base
 
 BASE = BertConfig(
@@ -42,7 +43,6 @@ BASE = BertConfig(
 )
 BATCH, LENGTH, STEPS = 16, 48, 8
 ALONE, GRID = Size(1, 1), Size(3, 7)
-SETTINGS = ("frozen", "layernorms", "random", "full")
 MEASURED = [
     *(
         (setting, size, Chunks(1, 1))
@@ -61,7 +61,8 @@ def make_recipe(model: BertConfig, setting: str) -> Recipe:
         setting, study.options, layers=model.num_hidden_layers, hidden_size=model.hidden_size, user_rules={}
     )
     labels = rules.label(bert.parameter_shapes(model), rule.rules, setting)
-    return Recipe(model, tuple(rules.flatten(labels).items()), study.optimizer)
+    drawn = [masks.choose(rule.mask, bert.parameter_shapes(model), labels, seed) for seed in study.seeds]
+    return Recipe(model, tuple(rules.flatten(labels).items()), study.optimizer, gathered=masks.sizes(drawn))
 
 
 def spread(size: Size) -> devices.Plan:
@@ -78,9 +79,10 @@ def measure_of(recipe: Recipe, rows: int, length: int) -> memory.Measure:
 
 def measure(setting: str, size: Size, chunks: Chunks) -> tuple[float, float]:
     """What the program says, and what the process takes, in MiB."""
-    rates = cells.RATES[: size.rates]
-    own = functools.partial(cells.make_trainer, setting, tuple(range(size.seeds)), rates, LENGTH, 3)
-    first = own()
+    about = {"seeds": tuple(range(size.seeds)), "learning_rates": RATES[: size.rates], "packing": False}
+    cut = Cut(size, chunks, recompute=False, need=0)
+    own = functools.partial(cell.make_cell, setting, TASK, make_examples(3 * BATCH, LENGTH), cut=cut, **about)
+    first = own().parts[0]
     weights = sum(x.nbytes for x in jax.tree.leaves((first.frozen, first.trained)))
     said = measure_of(first.recipe, BATCH, LENGTH)(spread(size), chunks, recompute=False)
     del first
@@ -88,10 +90,9 @@ def measure(setting: str, size: Size, chunks: Chunks) -> tuple[float, float]:
     ctypes.CDLL(None).malloc_trim(0)  # what the compiler has left
     host.reset_peak()
     before = host.peak()
-    cell = dataclasses.replace(own(), chunks=chunks)
-    states = trainer.start(cell)
+    made = own()
     for _ in range(2):
-        states, _ = trainer.train_epoch(cell, states, 1, (LENGTH,), lambda steps: None)
+        made.epoch()
     return said.need / 2**20, (host.peak() - before - weights) / 2**20
 
 
@@ -115,8 +116,8 @@ def print_one(setting: str, *numbers: str) -> None:
 
 def print_planned() -> None:
     """A line a cell and memory."""
-    every = Chunks(grid.default_chunks("gpu").seeds, grid.default_chunks("gpu").rates)
-    for setting in ("layernorms", "full"):
+    every = Chunks(*GRID)
+    for setting in ("layernorms", "random", "full"):
         measured = measure_of(make_recipe(BASE, setting), 8, 128)
         for memory_gib in (80, 24, 16, 8, 4, 2, 1):
             begin, limit = time.monotonic(), int(memory.SHARE * memory_gib * 2**30)

@@ -244,10 +244,10 @@ def test_room_is_left_for_the_prefixes_that_are_kept(monkeypatch):
     data = grids.examples(count=10)
     tokens = len(data.tokens)
     room = {}
-    for setting in ("full", "frozen", "single_norm_2"):
+    for setting in ("full", "frozen", "single_norm_1"):
         own, _ = grids.make(setting, grids.study(), pooling="cls")
         room[setting] = evaluation.reserve(own.recipe, own.plan, [data, data])
-    assert room == {"full": 0, "frozen": 2 * 10 * 12 * 4, "single_norm_2": 2 * int(1.2 * tokens * 12 * 4)}
+    assert room == {"full": 0, "frozen": 2 * 10 * 12 * 4, "single_norm_1": 2 * int(1.2 * tokens * 12 * 4)}
     monkeypatch.setattr(evaluation, "KEPT_BYTES", 100)
     assert evaluation.reserve(own.recipe, own.plan, [data, data]) == 200
 
