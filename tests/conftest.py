@@ -23,3 +23,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 def own_cache(tmp_path_factory, monkeypatch):
     """Token ids are cached apart from the user's."""
     monkeypatch.setenv("LNFLAX_CACHE", str(tmp_path_factory.getbasetemp() / "lnflax-cache"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """A compiled program has some ten memory mappings; at 65,530 Linux gives no more, and the compiler dies of it."""
+    yield
+    jax.clear_caches()
