@@ -11,9 +11,8 @@ import jax
 import numpy as np
 
 from configs import base, demo
-from lnflax import batches, bert, cells, checkpoint, config, masks, rules, settings, tasks, tokens, trainer
+from lnflax import batches, bert, cells, checkpoint, config, rules, settings, tasks, tokens, trainer
 from lnflax.memory import Cut
-from lnflax.step import Recipe
 from lnflax.tokens import Encoded
 
 FOLDER = Path(demo.minilm())
@@ -60,10 +59,7 @@ def make_cell(
     model = cells.Model(body, checkpoint.body_sha256(body))
     shapes = rules.flatten(bert.parameter_shapes(shape))
     params = rules.unflatten({path: body.get(path, leaf) for path, leaf in shapes.items()})
-    labels = rules.label(params, rule.rules, setting)
-    recipe = Recipe(shape, tuple(rules.flatten(labels).items()), study.optimizer, study.frozen_dropout)
-    drawn = cells.seed_masks(rule, recipe, model, study.seeds)
-    recipe = dataclasses.replace(recipe, gathered=masks.sizes(drawn))
+    recipe, _ = cells.make_recipe(study, rule, shape, params)
     steps = [
         batches.sizes(examples, cells.all_orders(study, about, len(examples.labels)))
         for examples in (train, whole)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import jax
 
-from lnflax import bert, config, devices, host, masks, memory, rules, settings, shapes
+from lnflax import bert, cells, config, devices, host, memory, settings, shapes, trainer
 from lnflax.bert import BertConfig
 from lnflax.errors import InputError
 from lnflax.grid import Chunks
@@ -41,7 +41,7 @@ BASE = BertConfig(
     max_position_embeddings=512,
     type_vocab_size=2,
 )
-BATCH, LENGTH, STEPS = 16, 48, 8
+BATCH, LENGTH = 16, 48
 ALONE, GRID = Size(1, 1), Size(3, 7)
 MEASURED = [
     *(
@@ -60,9 +60,7 @@ def make_recipe(model: BertConfig, setting: str) -> Recipe:
     rule = settings.make_setting(
         setting, study.options, layers=model.num_hidden_layers, hidden_size=model.hidden_size, user_rules={}
     )
-    labels = rules.label(bert.parameter_shapes(model), rule.rules, setting)
-    drawn = [masks.choose(rule.mask, bert.parameter_shapes(model), labels, seed) for seed in study.seeds]
-    return Recipe(model, tuple(rules.flatten(labels).items()), study.optimizer, gathered=masks.sizes(drawn))
+    return cells.make_recipe(study, rule, model, bert.parameter_shapes(model))[0]
 
 
 def spread(size: Size) -> devices.Plan:
@@ -73,7 +71,7 @@ def spread(size: Size) -> devices.Plan:
 def measure_of(recipe: Recipe, rows: int, length: int) -> memory.Measure:
     """What training in steps of so many rows needs."""
     return memory.training(
-        recipe, lambda plan: shapes.batch_shapes(recipe, (STEPS, len(plan.seeds[0])), rows, length, BATCH)
+        recipe, lambda plan: shapes.batch_shapes(recipe, (trainer.STEPS, len(plan.seeds[0])), rows, length, BATCH)
     )
 
 

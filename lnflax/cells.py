@@ -222,15 +222,12 @@ def lay_rows(config: Config, shape: BertConfig, steps: np.ndarray, parts: int, t
 
 def _cell(config: Config, model: Model, data: TaskData, setting: Setting, device_count: int) -> Cell:
     params = _params(data.shape, model)
-    labels = rules.label(params, setting.rules, f"settings: {setting.name}")
-    recipe = Recipe(data.shape, tuple(rules.flatten(labels).items()), config.optimizer, config.frozen_dropout)
-    drawn = seed_masks(setting, recipe, model, config.seeds)
-    recipe = dataclasses.replace(recipe, gathered=masks.sizes(drawn))
+    recipe, drawn = make_recipe(config, setting, data.shape, params)
     report = trained.report(
         data.task.name,
         setting,
         params,
-        labels,
+        recipe.label_tree,
         drawn,
         seeds=config.seeds,
         model_name=config.model_name,
@@ -242,6 +239,14 @@ def _cell(config: Config, model: Model, data: TaskData, setting: Setting, device
     name = f"{data.task.name}/{setting.name}"
     cut, parts = make_parts(name, config, recipe, data, device_count)
     return Cell(data, setting, dataclasses.replace(recipe, recompute=cut.recompute), epochs, cut, parts, report)
+
+
+def make_recipe(config: Config, setting: Setting, shape: BertConfig, params: Tree) -> tuple[Recipe, list[Tree]]:
+    """What trains, and one elementwise mask a seed; `params` needs values only for outliers (`masks.choose`)."""
+    labels = rules.label(params, setting.rules, f"settings: {setting.name}")
+    drawn = [masks.choose(setting.mask, params, labels, seed) for seed in config.seeds]
+    flat = tuple(rules.flatten(labels).items())
+    return Recipe(shape, flat, config.optimizer, config.frozen_dropout, gathered=masks.sizes(drawn)), drawn
 
 
 def recut(cell: Cell, config: Config, cut: Cut) -> Cell:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from lnflax import bert, compiling, devices, evaluation, grid, host, memory, packing, rules, shapes, trainer
-from lnflax.bert import BertConfig
 from lnflax.errors import InputError
 from lnflax.grid import Chunks
 from lnflax.memory import Cut, Needs, Program, Size
@@ -16,6 +15,7 @@ from lnflax.packing import Shape
 from lnflax.step import Recipe
 from lnflax.trainer import Rows
 from tests import grids
+from tests.parity.cases import BASE
 
 ALL = Chunks(2**31, 2**31)
 CELL = Size(3, 7)
@@ -267,9 +267,6 @@ def test_the_line_meets_programs_of_other_sizes(setting):
     for size, error in (((2, 7), 0.03), ((3, 7), 0.1)):  # XLA keeps one thing more from some size on
         found = measure(spread(Size(*size)), Chunks(*size), recompute=False).need
         assert needs.of(Size(*size), ALL).need == pytest.approx(found, rel=error)
-
-
-BASE = BertConfig(30522, 768, 12, 12, 3072, 512, 2)
 
 
 @pytest.mark.slow
