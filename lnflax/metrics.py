@@ -1,4 +1,4 @@
-"""The metrics of the GLUE tasks as `evaluate.Metric`s of our own: no network, and no file left behind.
+"""The metrics of the GLUE tasks as `evaluate.Metric`s of our own: no network, and no file left behind; and of entities.
 
 A metric of a score that does not vary is undefined: nan. Of one class only, Matthews is 0, as in scikit-learn.
 """
@@ -9,13 +9,14 @@ import functools
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import scipy.stats
 
-from lnflax.errors import check_choice
+from lnflax.errors import InputError, check_choice
 
 
 def matthews(predictions: np.ndarray, references: np.ndarray) -> float:
@@ -59,6 +60,57 @@ def _correlation(of: Callable, predictions: np.ndarray, references: np.ndarray) 
         # A run that has all but collapsed is near-constant; its number is as good as any.
         warnings.simplefilter("ignore", scipy.stats.NearConstantInputWarning)
         return float(of(predictions, references).statistic)
+
+
+Tags = Sequence[Sequence[str]]
+
+
+def entities(predicted: Tags, actual: Tags) -> dict[str, float]:
+    """F1, precision and recall over entities, by seqeval in its default mode: conlleval's reading.
+
+    An entity is right if its type and both its ends are. An `I-` after `O` or another type begins one. What is
+    undefined is 0.
+
+    Args:
+        predicted: the tags of each sentence, IOB2.
+        actual: the same of the data.
+
+    Raises:
+        InputError: seqeval is not installed.
+    """
+    scores = _seqeval().precision_recall_fscore_support(
+        [list(own) for own in actual], [list(own) for own in predicted], average="micro", zero_division=0
+    )
+    return dict(zip(("precision", "recall", "f1"), map(float, scores[:3]), strict=True))
+
+
+def entity_counts(predicted: Tags, actual: Tags) -> dict[str, dict[str, int]]:
+    """How many entities of each type there are, how many are predicted, and how many of these are right."""
+    found = _seqeval().get_entities
+    sides = [
+        {(number, *entity) for number, own in enumerate(side) for entity in found(list(own))}
+        for side in (predicted, actual)
+    ]
+    return _counts(*([entity[1] for entity in side] for side in (*sides, sides[0] & sides[1])))
+
+
+def tag_counts(predicted: Sequence[str], actual: Sequence[str]) -> dict[str, dict[str, int]]:
+    """The same of words by their tag."""
+    return _counts(predicted, actual, [own for own, right in zip(predicted, actual, strict=True) if own == right])
+
+
+def _counts(predicted: Iterable[str], actual: Iterable[str], correct: Iterable[str]) -> dict[str, dict[str, int]]:
+    sides = {"actual": Counter(actual), "predicted": Counter(predicted), "correct": Counter(correct)}
+    names = sorted(set(sides["actual"]) | set(sides["predicted"]))
+    return {name: {side: count[name] for side, count in sides.items()} for name in names}
+
+
+def _seqeval() -> Any:
+    try:
+        from seqeval.metrics import sequence_labeling
+    except ImportError as error:
+        raise InputError("tasks: entities need the package seqeval: pip install 'lnflax[tagging]'") from error
+    return sequence_labeling
 
 
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {

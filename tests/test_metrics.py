@@ -1,3 +1,4 @@
+import itertools
 import math
 import os
 import subprocess
@@ -149,3 +150,68 @@ def test_a_call_is_cheap():
     for _ in range(5):
         metrics.compute(["accuracy"], predictions, references)
     assert (time.perf_counter() - start) / 5 < 0.25  # measured: 4 ms
+
+
+def random_tags(rng, sentences, types=("PER", "ORG", "LOC")):
+    """Tags of any order, broken ones too."""
+    names = ["O", *(f"{prefix}-{kind}" for prefix in "BI" for kind in types)]
+    return [[names[i] for i in rng.integers(0, len(names), rng.integers(1, 12))] for _ in range(sentences)]
+
+
+def spans(tags):
+    """Entities as conlleval reads them, counted by hand: (start, end, type)."""
+    found, begin, kind = [], None, None
+    for i, tag in enumerate([*tags, "O"]):
+        prefix, _, own = tag.partition("-")
+        if begin is not None and (prefix in "OB" or own != kind):
+            found.append((begin, i, kind))
+            begin = None
+        if prefix != "O" and begin is None:
+            begin, kind = i, own
+    return set(found)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_entities_agree_with_seqeval_and_with_a_count_of_our_own(seed):
+    import seqeval.metrics
+
+    rng = np.random.default_rng(seed)
+    actual = random_tags(rng, 1000)
+    predicted = [own if rng.random() < 0.5 else rng.permutation(own).tolist() for own in actual]
+    assert any(b.startswith("I-") and a == "O" for own in predicted for a, b in itertools.pairwise(own))
+    found = metrics.entities(predicted, actual)
+    assert found == {
+        "f1": seqeval.metrics.f1_score(actual, predicted),
+        "precision": seqeval.metrics.precision_score(actual, predicted),
+        "recall": seqeval.metrics.recall_score(actual, predicted),
+    }
+    both = [(spans(p), spans(a)) for p, a in zip(predicted, actual, strict=True)]
+    right = sum(len(p & a) for p, a in both)
+    assert found["precision"] == right / sum(len(p) for p, _ in both)
+    assert found["recall"] == right / sum(len(a) for _, a in both)
+    counts = metrics.entity_counts(predicted, actual)
+    for kind, own in counts.items():
+        assert own == {
+            "actual": sum(e[2] == kind for _, a in both for e in a),
+            "predicted": sum(e[2] == kind for p, _ in both for e in p),
+            "correct": sum(e[2] == kind for p, a in both for e in p & a),
+        }
+    assert list(counts) == ["LOC", "ORG", "PER"]
+
+
+def test_entities_by_hand():
+    actual = [["B-PER", "I-PER", "O", "B-LOC"], ["O"]]
+    predicted = [["B-PER", "O", "O", "I-LOC"], ["O"]]  # a cut name is wrong; I- after O begins an entity
+    assert metrics.entities(predicted, actual) == {"precision": 0.5, "recall": 0.5, "f1": 0.5}
+    assert metrics.entity_counts(predicted, actual) == {
+        "LOC": {"actual": 1, "predicted": 1, "correct": 1},
+        "PER": {"actual": 1, "predicted": 1, "correct": 0},
+    }
+    assert metrics.entities([["O"]], [["O"]]) == {"precision": 0.0, "recall": 0.0, "f1": 0.0}
+
+
+def test_words_by_their_tag():
+    assert metrics.tag_counts(["NN", "NN", "VB"], ["NN", "VB", "VB"]) == {
+        "NN": {"actual": 1, "predicted": 2, "correct": 1},
+        "VB": {"actual": 2, "predicted": 1, "correct": 1},
+    }

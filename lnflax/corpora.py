@@ -1,0 +1,305 @@
+"""Sentences of tagged words: from column files, JSON lines, parquet or the hub, and NLTK's treebank sample."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lnflax.errors import InputError
+
+# The endings of a split's name in a folder: CoNLL-2003's own files are eng.train, eng.testa and eng.testb.
+NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev", "testa"), "test": ("test", "testb")}
+TAG_COLUMNS = ("tags", "ner_tags", "pos_tags")
+SPAN_TAG = re.compile(r"O|[BI]-.+")
+TREEBANK = "corpora/treebank"
+GET_TREEBANK = "get it with `python -m nltk.downloader treebank`, or point NLTK_DATA at a folder that has it"
+
+
+class Tagged(NamedTuple):
+    """Sentences in data order; each has as many tags as words."""
+
+    words: list[list[str]]
+    tags: list[list[str]]
+
+    @classmethod
+    def of_pairs(cls, sentences: Iterable[Sequence[tuple[str, str]]]) -> Tagged:
+        """Of sentences of `(word, tag)`."""
+        own = list(sentences)
+        return cls([[word for word, _ in pairs] for pairs in own], [[tag for _, tag in pairs] for pairs in own])
+
+    @property
+    def sha256(self) -> str:
+        """Of a line `word TAB tag` a word, and an empty line after each sentence, UTF-8."""
+        lines = (
+            "".join(f"{word}\t{tag}\n" for word, tag in zip(*pair, strict=True)) + "\n"
+            for pair in zip(self.words, self.tags, strict=True)
+        )
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def read(task: str, path: str, splits: Iterable[str], *, spans: bool) -> dict[str, Tagged]:
+    """Those of `splits` that a corpus has.
+
+    Args:
+        task: its name, of the folder inside `path` and of the hub's configuration.
+        path: `nltk` for its treebank; a folder; or a hub id.
+        splits: their names. In a folder `SPLIT*.parquet`, `SPLIT.jsonl` (an object of `tokens` and `tags` a line), or
+            any other text file whose name begins or ends with the split's name: columns, the word first, the tag last.
+        spans: whether tags mark entities (IOB1 or IOB2, given back as IOB2), or each its own word.
+
+    Raises:
+        InputError: the corpus is not there, or not in one of these forms.
+    """
+    if path == "nltk":
+        found = read_treebank()
+        return {split: found[split] for split in splits if split in found}
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        inner = folder / task
+        found = _read_folder(inner if inner.is_dir() else folder, splits)
+    elif path.startswith(("/", ".", "~")) or path.count("/") > 1:
+        raise InputError(f"data.path: no folder {path!r}; give a hub id, a folder, nltk or synthetic")
+    else:
+        found = _read_hub(path, splits)
+    if spans:
+        return {split: _spans(split, tagged) for split, tagged in found.items()}
+    return found
+
+
+def _read_folder(folder: Path, splits: Iterable[str]) -> dict[str, Tagged]:
+    found = {}
+    for split in splits:
+        files = sorted(file for file in folder.iterdir() if file.is_file() and _is_of(file.name, split))
+        kinds = {_kind(file) for file in files}
+        if len(kinds) > 1 or (len(files) > 1 and kinds != {"parquet"}):
+            names = ", ".join(file.name for file in files)
+            raise InputError(f"data.path: {folder}: several files of {split}: {names}; leave one")
+        if kinds == {"parquet"}:
+            found[split] = _read_parquet(files, split)
+        elif files:
+            found[split] = (read_json_lines if kinds == {"jsonl"} else read_columns)(files[0])
+    return found
+
+
+def _is_of(name: str, split: str) -> bool:
+    """Whether a file belongs to a split: one of its names is a whole word at the beginning or the end of the stem."""
+    stem, _, ending = name.rpartition(".")
+    parts = re.split(r"[._-]", stem or ending)
+    return any(own in (parts[0], parts[-1], ending) for own in NAMES.get(split, (split,)))
+
+
+def _kind(file: Path) -> str:
+    return {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}.get(file.suffix, "columns")
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"data.path: {file}: cannot be read as UTF-8 text: {error}") from error
+
+
+def _not_empty(where: Any, tagged: Tagged) -> Tagged:
+    if not tagged.words:
+        raise InputError(f"data.path: {where}: no sentences")
+    return tagged
+
+
+def read_columns(file: Path) -> Tagged:
+    """A CoNLL file: a word a line, an empty line after each sentence; the word is the first column, the tag the last.
+
+    Columns are parted by tabs if there are any, else by spaces. `-DOCSTART-` lines are skipped, and in files with
+    tabs lines without one that begin with `#`, which are comments.
+
+    Raises:
+        InputError: no sentence, or a line of more or fewer columns than the first; the message has its number.
+    """
+    words: list[list[str]] = [[]]
+    tags: list[list[str]] = [[]]
+    text, columns = _text(file), 0
+    tabs = "\t" in text
+    for number, line in enumerate(text.split("\n"), 1):
+        line = line.rstrip("\r ")
+        if not line:
+            words.append([])
+            tags.append([])
+            continue
+        if line.startswith("-DOCSTART-") or (tabs and "\t" not in line and line.startswith("#")):
+            continue
+        # Not at any white space: corpora have words with no-break spaces in them.
+        cells = line.split("\t") if tabs else re.split(" +", line)
+        columns = columns or len(cells)
+        if len(cells) != columns or columns < 2:
+            wanted = columns if columns > 1 else "at least 2"
+            raise InputError(f"data.path: {file}, line {number}: {len(cells)} columns, not {wanted}: {line[:60]!r}")
+        if not cells[-1]:
+            raise InputError(f"data.path: {file}, line {number}: no tag: {line[:60]!r}")
+        words[-1].append(cells[0])
+        tags[-1].append(cells[-1])
+    return _not_empty(file, Tagged([own for own in words if own], [own for own in tags if own]))
+
+
+def read_json_lines(file: Path) -> Tagged:
+    """An object of `tokens` and `tags`, lists of strings of one length, a line.
+
+    Raises:
+        InputError: no sentence, or a line that is not that; the message has its number.
+    """
+    words: list[list[str]] = []
+    tags: list[list[str]] = []
+    for number, line in enumerate(_text(file).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"data.path: {file}, line {number}: not JSON: {error}") from error
+        own: list[Any] = [record.get(name) if isinstance(record, dict) else None for name in ("tokens", "tags")]
+        if not all(isinstance(side, list) and all(isinstance(part, str) for part in side) for side in own):
+            raise InputError(f"data.path: {file}, line {number}: not an object of tokens and tags, lists of strings")
+        if len(own[0]) != len(own[1]):
+            raise InputError(f"data.path: {file}, line {number}: {len(own[0])} tokens and {len(own[1])} tags")
+        if own[0]:
+            words.append(own[0])
+            tags.append(own[1])
+    return _not_empty(file, Tagged(words, tags))
+
+
+def _read_parquet(files: list[Path], split: str) -> Tagged:
+    import datasets
+
+    datasets.disable_progress_bars()
+    where = files[0].parent
+    return _of_table(where, split, _load(where, lambda: datasets.Dataset.from_parquet([str(file) for file in files])))
+
+
+def _read_hub(path: str, splits: Iterable[str]) -> dict[str, Tagged]:
+    import datasets
+
+    datasets.disable_progress_bars()
+    tables = _load(path, lambda: datasets.load_dataset(path))
+    return {split: _of_table(path, split, tables[split]) for split in splits if split in tables}
+
+
+def _load(where: Any, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except Exception as error:  # datasets raises what its readers raise: one line for all of them
+        reason = str(error.__cause__ or error).strip().splitlines()
+        raise InputError(f"data.path: {where}: {reason[0] if reason else type(error).__name__}") from error
+
+
+def _of_table(where: Any, split: str, table: Any) -> Tagged:
+    """The column `tokens`, and the first of `TAG_COLUMNS`: strings, or numbers that the table has names for."""
+    names = [name for name in TAG_COLUMNS if name in table.column_names]
+    if "tokens" not in table.column_names or not names:
+        have = ", ".join(table.column_names)
+        raise InputError(f"data.path: {where} {split}: no columns tokens and {' or '.join(TAG_COLUMNS)}; it has {have}")
+    words, tags = list(table["tokens"]), list(table[names[0]])
+    inner: Any = getattr(table.features[names[0]], "feature", None)
+    if hasattr(inner, "names"):
+        tags = [[inner.names[tag] for tag in own] for own in tags]
+    for number, (own, marks) in enumerate(zip(words, tags, strict=True)):
+        if not all(isinstance(mark, str) for mark in marks):
+            raise InputError(f"data.path: {where} {split}: tags of {names[0]} are neither strings nor named classes")
+        if len(own) != len(marks):
+            raise InputError(f"data.path: {where} {split}: row {number} has {len(own)} tokens and {len(marks)} tags")
+    full = [number for number, own in enumerate(words) if own]
+    return _not_empty(f"{where} {split}", Tagged([words[i] for i in full], [tags[i] for i in full]))
+
+
+def _spans(split: str, tagged: Tagged) -> Tagged:
+    """The same in IOB2."""
+    for number, tags in enumerate(tagged.tags, 1):
+        for tag in tags:
+            if not SPAN_TAG.fullmatch(tag):
+                raise InputError(
+                    f"data.path: {split}, sentence {number}: tag {tag!r} is of an unknown scheme; known are IOB1 and"
+                    " IOB2: O, B-TYPE, I-TYPE"
+                )
+    return Tagged(tagged.words, [to_iob2(tags) for tags in tagged.tags])
+
+
+def to_iob2(tags: list[str]) -> list[str]:
+    """IOB1 or IOB2 to IOB2: an `I-` that continues no entity of its type begins one (Tjong Kim Sang, 1999)."""
+    kinds = [tag.partition("-")[2] for tag in tags]
+    before = ["", *kinds][: len(kinds)]
+    return [f"B-{own}" if own and own != last else tag for tag, own, last in zip(tags, kinds, before, strict=True)]
+
+
+def read_treebank() -> dict[str, Tagged]:
+    """NLTK's treebank sample without traces, in our own split (`treebank_split.json`, which states its rule).
+
+    Raises:
+        InputError: NLTK or its data is not there, or the data is another.
+    """
+    split = treebank_split()
+    files = dict(_treebank_files())
+    repeated = {(file, number) for file, number in split["repeated"]}
+    found = {}
+    for name, own in split["files"].items():
+        if missing := sorted(set(own) - set(files)):
+            raise InputError(f"data.path: NLTK's treebank has no {missing[0]}; {GET_TREEBANK}")
+        numbered = ((file, number, pairs) for file in own for number, pairs in enumerate(files[file]))
+        found[name] = Tagged.of_pairs(pairs for file, number, pairs in numbered if (file, number) not in repeated)
+        if found[name].sha256 != split["sha256"][name]:
+            raise InputError(f"data.path: the treebank that was found is not NLTK's sample; {GET_TREEBANK}")
+    return found
+
+
+def treebank_split() -> dict[str, Any]:
+    """The published split: its rule, the files of each part, the sentences left out, the hash of each part."""
+    return json.loads(resources.files("lnflax").joinpath("treebank_split.json").read_text("utf-8"))
+
+
+def make_treebank_split() -> dict[str, Any]:
+    """The split by its rule, from the data: what `treebank_split.json` holds."""
+    files, seen = dict(_treebank_files()), set()
+    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for file in files:
+        digit = file.removesuffix(".mrg")[-1]
+        parts[{"8": "validation", "9": "test"}.get(digit, "train")].append(file)
+    repeated: list[list[Any]] = []
+    sha256 = {}
+    for name, own in parts.items():
+        kept = []
+        for file in own:
+            for number, pairs in enumerate(files[file]):
+                words = tuple(word for word, _ in pairs)
+                if words in seen:
+                    repeated.append([file, number])
+                else:
+                    seen.add(words)
+                    kept.append(pairs)
+        sha256[name] = Tagged.of_pairs(kept).sha256
+    rule = (
+        "Files wsj_NNNN.mrg of NLTK's treebank by the last digit of their number: 8 validation, 9 test, else train. "
+        "Words tagged -NONE- are dropped. A sentence whose words came before (train, then validation, then test, in "
+        "file order) is left out: [file, number from 0]. sha256 of `word TAB tag NEWLINE`, NEWLINE after a sentence."
+    )
+    return {"format": 1, "rule": rule, "files": parts, "repeated": repeated, "sha256": sha256}
+
+
+def _treebank_files() -> Iterator[tuple[str, list[list[tuple[str, str]]]]]:
+    """Each file with its sentences of `(word, tag)`, without traces, in the order of their names."""
+    try:
+        import nltk
+        from nltk.corpus.reader import BracketParseCorpusReader
+    except ImportError as error:
+        raise InputError("data.path: nltk needs the package: pip install 'lnflax[tagging]'") from error
+    for place in (f"{TREEBANK}/combined", f"{TREEBANK}.zip/treebank/combined/"):
+        try:
+            root = nltk.data.find(place)
+            break
+        except LookupError:
+            continue
+    else:
+        raise InputError(f"data.path: no NLTK data {TREEBANK} in {', '.join(nltk.data.path)}; {GET_TREEBANK}")
+    reader = BracketParseCorpusReader(root, r"wsj_\d+\.mrg", tagset="wsj", encoding="ascii")
+    for file in sorted(reader.fileids()):
+        yield file, [[pair for pair in pairs if pair[1] != "-NONE-"] for pairs in reader.tagged_sents(file)]
