@@ -61,7 +61,7 @@ def make_cell(
     params = rules.unflatten({path: body.get(path, leaf) for path, leaf in shapes.items()})
     recipe, _ = cells.make_recipe(study, rule, shape, params)
     steps = [
-        batches.sizes(examples, cells.all_orders(study, about, len(examples.labels)))
+        batches.sizes(examples, cells.all_orders(study, about, examples.examples))
         for examples in (train, whole)
         if examples is not None
     ]
@@ -71,7 +71,7 @@ def make_cell(
     recipe = dataclasses.replace(recipe, recompute=cut.recompute)
     own = cells.Cell(data, rule, recipe, 1, cut, parts, {})
     made = [cells.make_trainer(own, part, model, study)[0] for part in parts]
-    count = batches.epoch_steps(len(train.labels), study.batch_size)
+    count = batches.epoch_steps(train.examples, study.batch_size)
     runs = len(study.seeds) * len(study.learning_rates)
     return Cell(made, [trainer.start(part) for part in made], runs * count)
 

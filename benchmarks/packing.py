@@ -26,7 +26,7 @@ from lnflax.tokens import Encoded
 def first(encoded: Encoded, count: int) -> Encoded:
     """The first examples."""
     stop = int(encoded.offsets[count])
-    return Encoded(
+    return Encoded.of_sentences(
         encoded.tokens[:stop], encoded.token_types[:stop], encoded.offsets[: count + 1], encoded.labels[:count]
     )
 
@@ -35,7 +35,7 @@ def epoch_waste(task: str, encoded: Encoded, parts: int, packed: bool) -> tuple[
     """Padding of a whole epoch, seeds with shapes of their own, and how many shapes there are."""
     study = cell.make_study(tasks=(task,), packing=packed, epochs=0)
     shape = checkpoint.read_config(cell.FOLDER, pooling="mean", num_outputs=1, dtype="float32")
-    orders = cells.all_orders(study, tasks.TASKS[task], len(encoded.labels))
+    orders = cells.all_orders(study, tasks.TASKS[task], encoded.examples)
     steps = batches.sizes(encoded, orders)
     rows = cells.lay_rows(study, shape, steps, parts, together=False)
     own = steps.reshape(-1, 1, study.batch_size)

@@ -86,7 +86,7 @@ def make_sample(task: str, path: str, count: int) -> Sample:
     parts = [slice(*whole.offsets[i : i + 2]) for i in chosen]
     flat = (np.concatenate([values[part] for part in parts]) for values in (whole.tokens, whole.token_types))
     offsets = np.concatenate([[0], np.cumsum(whole.lengths[chosen])])
-    return Sample(peer.Data(tasks.TASKS[task], Encoded(*flat, offsets, whole.labels[chosen]), {}), whole)
+    return Sample(peer.Data(tasks.TASKS[task], Encoded.of_sentences(*flat, offsets, whole.labels[chosen]), {}), whole)
 
 
 def draw(task: str) -> Encoded:
@@ -96,7 +96,9 @@ def draw(task: str) -> Encoded:
     tokens = random.integers(1000, 30000, lengths.sum(), dtype=np.int32)
     labels = np.arange(DRAWN) % max(len(tasks.TASKS[task].labels), 1)
     kind = np.int32 if tasks.TASKS[task].labels else np.float32
-    return Encoded(tokens, np.zeros_like(tokens), np.concatenate([[0], np.cumsum(lengths)]), labels.astype(kind))
+    return Encoded.of_sentences(
+        tokens, np.zeros_like(tokens), np.concatenate([[0], np.cumsum(lengths)]), labels.astype(kind)
+    )
 
 
 def operations(setting: str, tokens: float) -> float:

@@ -32,7 +32,7 @@ def make_examples(count: int, length: int) -> Encoded:
     """Random tokens, all examples of one length."""
     tokens = np.random.default_rng(0).integers(1000, 30000, count * length, dtype=np.int32)
     offsets = np.arange(0, count * length + 1, length, dtype=np.int64)
-    return Encoded(tokens, np.zeros_like(tokens), offsets, np.arange(count, dtype=np.int32) % 2)
+    return Encoded.of_sentences(tokens, np.zeros_like(tokens), offsets, np.arange(count, dtype=np.int32) % 2)
 
 
 def measure(setting: str, seeds: int, rates: int, batch: int, length: int, rounds: int) -> tuple[float, float]:

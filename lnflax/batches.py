@@ -78,21 +78,59 @@ def sizes(encoded: Encoded, order: np.ndarray) -> np.ndarray:
     return np.where(order == NONE, 0, encoded.lengths[order])
 
 
-def make_batches(encoded: Encoded, order: np.ndarray, layout: Layout, shape: Shape, parts: int) -> Batch:
+def capacity(encoded: Encoded, examples: int, shape: Shape) -> int:
+    """The most targets that a batch of so many examples has."""
+    return min(examples * int(np.diff(encoded.asked.offsets).max(initial=1)), shape.tokens)
+
+
+class Asks(NamedTuple):
+    """What the examples of batches are asked, in their order, int64 `[…, targets]`."""
+
+    target: np.ndarray  # its number among the examples' targets, `NONE` for none
+    column: np.ndarray  # which of the batch's examples is asked
+
+
+def asks_of(encoded: Encoded, order: np.ndarray, count: int) -> Asks:
+    """The targets of batches, `count` of each; `order` is int64 `[…, examples]`.
+
+    Raises:
+        ValueError: a batch has more.
+    """
+    flat, offsets = order.reshape(-1, order.shape[-1]), encoded.asked.offsets
+    each = np.where(flat == NONE, 0, np.diff(offsets)[flat])
+    if each.sum(axis=1).max(initial=0) > count:
+        raise ValueError(f"a batch has {each.sum(axis=1).max()} targets, not {count}")
+    batch = np.repeat(np.arange(len(flat)), each.sum(axis=1))
+    slot = np.arange(len(batch)) - np.repeat(np.cumsum(each.sum(axis=1)) - each.sum(axis=1), each.sum(axis=1))
+    own = each.reshape(-1)
+    inner = np.arange(len(batch)) - np.repeat(np.cumsum(own) - own, own)
+    asks = Asks(np.full((len(flat), count), NONE, np.int64), np.zeros((len(flat), count), np.int64))
+    asks.target[batch, slot] = np.repeat(offsets[np.where(flat == NONE, 0, flat)].reshape(-1), own) + inner
+    asks.column[batch, slot] = np.repeat(np.tile(np.arange(flat.shape[-1]), len(flat)), own)
+    return Asks(*(part.reshape(*order.shape[:-1], count) for part in asks))
+
+
+def count_targets(encoded: Encoded, order: np.ndarray) -> np.ndarray:
+    """How many targets the batches of an order have, int64 `[…]`."""
+    return np.where(order == NONE, 0, np.diff(encoded.asked.offsets)[order]).sum(axis=-1)
+
+
+def make_batches(encoded: Encoded, order: np.ndarray, layout: Layout, shape: Shape, parts: int, targets: int) -> Batch:
     """Batches of one shape, for any leading axes of steps and seeds.
 
     Args:
         encoded: the examples.
-        order: which examples, int64 `[…, targets]`, `NONE` for none.
-        layout: where each example begins, `[…, targets]`.
+        order: which examples, int64 `[…, examples]`, `NONE` for none.
+        layout: where each example begins, `[…, examples]`.
         shape: rows and their length.
+        targets: how many each batch has room for (`capacity`).
         parts: into how many parts the rows are cut, for devices that share a batch.
 
     Returns:
         Leaves `[parts, …, rows / parts, length]` and targets `[parts, …, targets]`: each part has them all, with
         weight 0 where the example lies in another.
     """
-    lead, present = order.shape[:-1], order != NONE
+    lead, asks = order.shape[:-1], asks_of(encoded, order, targets)
     places = places_of(encoded, order, layout, shape)
     number = np.broadcast_to(np.arange(1, order.shape[-1] + 1, dtype=np.int32), order.shape)
 
@@ -102,10 +140,13 @@ def make_batches(encoded: Encoded, order: np.ndarray, layout: Layout, shape: Sha
         rows = flat.reshape(*lead, parts, shape.rows // parts, shape.length)
         return np.moveaxis(rows, len(lead), 0)
 
-    width = shape.rows // parts
-    inside = present & (layout.row // width == np.arange(parts).reshape(-1, *(1 for _ in order.shape)))
-    label = np.where(inside, encoded.labels[order], 0).astype(encoded.labels.dtype)
-    row, position = (np.where(inside, part, 0).astype(np.int32) for part in (layout.row % width, layout.start))
+    width, asked = shape.rows // parts, encoded.asked
+    rows, starts = (np.take_along_axis(part, asks.column, axis=-1) for part in layout)
+    here = rows // width == np.arange(parts).reshape(-1, *(1 for _ in order.shape))
+    inside = (asks.target != NONE) & here
+    label = np.where(inside, encoded.labels[asked.label[asks.target]], 0).astype(encoded.labels.dtype)
+    places_in_row = starts + asked.place[asks.target]
+    row, position = (np.where(inside, part, 0).astype(np.int32) for part in (rows % width, places_in_row))
     return Batch(
         spread(encoded.tokens[places.source]),
         spread(encoded.token_types[places.source]),

@@ -39,6 +39,7 @@ from lnflax.errors import InputError
 from lnflax.evaluation import Evaluation
 from lnflax.grid import Chunks
 from lnflax.memory import Cut, Size
+from lnflax.packing import Shape
 from lnflax.settings import Setting
 from lnflax.step import Recipe
 from lnflax.tasks import TASKS, Task
@@ -186,7 +187,7 @@ def _task_data(config: Config, shape: BertConfig, tokenizer: Any, task: Task) ->
     if largest >= shape.vocab_size:
         raise InputError(f"model.name: the tokenizer gives token {largest}, the model knows {shape.vocab_size}")
     shape = dataclasses.replace(shape, num_outputs=task.num_outputs)
-    steps = batches.sizes(train, all_orders(config, task, len(train.labels)))
+    steps = batches.sizes(train, all_orders(config, task, train.examples))
     rows = functools.cache(functools.partial(lay_rows, config, shape, steps))
     return TaskData(task, shape, train, evals, texts.absent, rows)
 
@@ -285,7 +286,10 @@ def make_parts(
         plan = spread(first)
         want = grid.default_chunks(platform, tokens // plan.batch_parts, len(plan.rates[0]))
         there = memory.budget(plan.devices) - evaluation.reserve(recipe, plan, data.evals.values())
-        cut = _cut(name, recipe, first, spread, want, rows_of(first), config.batch_size, there)
+        rows = rows_of(first)
+        largest = max(rows.shapes, key=lambda shape: shape.tokens)
+        targets = batches.capacity(data.train, config.batch_size, largest)
+        cut = _cut(name, recipe, first, spread, want, largest, targets, there)
     parts = []
     for seeds, rates in memory.parts(whole, cut.part):
         size = Size(len(seeds), len(rates))
@@ -299,12 +303,12 @@ def _cut(
     runs: Size,
     spread: memory.Spread,
     want: Chunks,
-    rows: Rows,
-    batch_size: int,
+    largest: Shape,
+    targets: int,
     there: int,
 ) -> Cut:
     """The cut that fits; programs are compiled only where a bound from shapes does not settle it."""
-    plan, largest = spread(runs), max(rows.shapes, key=lambda shape: shape.tokens)
+    plan = spread(runs)
     tokens, held = largest.tokens // plan.batch_parts, memory.rectangle(plan)
     most = memory.bound(recipe, held, want, tokens, largest.length, trainer.STEPS)
     if most <= there:
@@ -312,7 +316,7 @@ def _cut(
 
     def batches_of(plan: devices.Plan) -> batches.Batch:
         lead = (trainer.STEPS, len(plan.seeds[0]))
-        return shapes.batch_shapes(recipe, lead, largest.rows // plan.batch_parts, largest.length, batch_size)
+        return shapes.batch_shapes(recipe, lead, largest.rows // plan.batch_parts, largest.length, targets)
 
     return memory.cut_to_fit(name, runs, spread, want, memory.training(recipe, batches_of), there)
 

@@ -31,14 +31,15 @@ class Call(NamedTuple):
     batch: batches.Batch  # leaves [devices, STEPS, …]
     features: Any  # their prefix, or None where it is not kept
     number: jax.Array  # how many batches are computed, [devices]
-    order: np.ndarray  # which example each target is, int64 [batches, targets]
-    layout: Layout  # where it begins, [batches, targets]
-    part: np.ndarray  # which part of the batch has it, [batches, targets]
+    order: np.ndarray  # which examples, int64 [batches, examples]
+    layout: Layout  # where they begin, [batches, examples]
+    target: np.ndarray  # which targets of the set, int64 [batches, targets]
+    part: np.ndarray  # which part of the batch has them, [batches, targets]
 
     @property
     def inside(self) -> np.ndarray:
         """Which targets there are, bool `[batches, targets]`."""
-        return self.order != batches.NONE
+        return self.target != batches.NONE
 
 
 class Evaluation(NamedTuple):
@@ -46,6 +47,8 @@ class Evaluation(NamedTuple):
 
     calls: list[Call]
     shape: Shape  # of a batch
+    label: np.ndarray  # which label each target is, int64 [targets]
+    labels: int  # how many there are
 
 
 def prepare(recipe: Recipe, plan: Plan, frozen: Tree, encoded: Encoded, lay: packing.LayAll, knee: float) -> Evaluation:
@@ -53,15 +56,19 @@ def prepare(recipe: Recipe, plan: Plan, frozen: Tree, encoded: Encoded, lay: pac
     shape = packing.whole_shape(encoded.lengths, knee, lay)
     layout, total = lay(encoded.lengths, shape.length)
     order, step_layout, own = batches_of(layout, total, shape.length, plan.batch_parts)
+    room = int(batches.count_targets(encoded, order).max())
     calls = []
     for begin in range(0, len(order), STEPS):
         here, where = order[begin : begin + STEPS], Layout(*(part[begin : begin + STEPS] for part in step_layout))
-        made: Any = batches.make_batches(encoded, here, where, own, plan.batch_parts)
+        made: Any = batches.make_batches(encoded, here, where, own, plan.batch_parts, room)
         filled = jax.tree.map(lambda x: np.pad(x, [(0, 0), (0, STEPS - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]), made)
         batch = devices.put(plan.to_parts(filled), plan.devices)
         count = devices.put(np.full(plan.devices, len(here), np.int32), plan.devices)
-        calls.append(Call(batch, None, count, here, where, where.row // (own.rows // plan.batch_parts)))
-    return Evaluation(_with_features(recipe, plan, frozen, calls), own)
+        asks = batches.asks_of(encoded, here, room)
+        part = np.take_along_axis(where.row // (own.rows // plan.batch_parts), asks.column, axis=-1)
+        calls.append(Call(batch, None, count, here, where, asks.target, part))
+    calls = _with_features(recipe, plan, frozen, calls)
+    return Evaluation(calls, own, encoded.asked.label, len(encoded.labels))
 
 
 def batches_of(layout: Layout, rows: int, length: int, parts: int) -> tuple[np.ndarray, Layout, Shape]:
@@ -91,7 +98,7 @@ def reserve(recipe: Recipe, plan: Plan, evals: Iterable[Encoded]) -> int:
         return 0
     each = recipe.model.hidden_size * jnp.dtype(recipe.model.dtype).itemsize
     whole = prefix_has_tokens(recipe)
-    counts = [PADDED * len(encoded.tokens) if whole else len(encoded.labels) for encoded in evals]
+    counts = [PADDED * len(encoded.tokens) if whole else len(encoded.asked.label) for encoded in evals]
     return sum(int(min(each * count / plan.batch_parts, KEPT_BYTES)) for count in counts)
 
 
@@ -118,9 +125,10 @@ def prefixes(recipe: Recipe, plan: Plan, frozen: Tree, evaluation: Evaluation) -
 def evaluate(
     recipe: Recipe, plan: Plan, chunks: grid.Chunks, frozen: Tree, values: Tree, chosen: Tree, evaluation: Evaluation
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions and losses of all runs, in data order: float32 `[seeds, rates, examples]`.
+    """Predictions `[seeds, rates, labels]` and losses `[seeds, rates, targets]` of all runs, in data order, float32.
 
-    `values` are the runs', `chosen` says where their gathered scalars are; both on the devices.
+    A label that no target asks for is answered by -1. `values` are the runs', `chosen` says where their gathered
+    scalars are; both on the devices.
     """
     program = grid.eval_program(recipe, chunks, plan.devices)
     kept: list[list[np.ndarray]] = [[], []]
@@ -129,12 +137,8 @@ def evaluate(
         for group, result in zip(kept, results, strict=True):
             own = plan.gather_targets(np.asarray(result)[:, : len(call.order)], call.part)
             group.append(np.moveaxis(own, 0, 2)[..., call.inside])
-    place = np.concatenate([call.order[call.inside] for call in evaluation.calls])
-    predictions, losses = (_in_order(np.concatenate(group, axis=-1), place) for group in kept)
-    return predictions, losses
-
-
-def _in_order(values: np.ndarray, place: np.ndarray) -> np.ndarray:
-    ordered = np.empty_like(values)
-    ordered[..., place] = values
-    return ordered
+    place = np.concatenate([call.target[call.inside] for call in evaluation.calls])
+    predictions, losses = (np.concatenate(group, axis=-1) for group in kept)
+    answers = np.full((*predictions.shape[:-1], evaluation.labels), -1, np.float32)
+    answers[..., evaluation.label[place]] = predictions
+    return answers, losses[..., np.argsort(place)]

@@ -24,7 +24,7 @@ FORM = 1  # of the kept files; raised when their content changes its meaning
 
 
 class Features(NamedTuple):
-    """The prefix by token `[tokens, hidden]`, or by example `[examples, hidden]` where only the head is above."""
+    """The prefix by token `[tokens, hidden]`, or by target `[targets, hidden]` where only the head is above."""
 
     values: np.ndarray
     per_token: bool
@@ -54,16 +54,16 @@ def _key(recipe: Recipe, encoded: Encoded, model_sha256: str) -> str:
     """sha256 of everything that the features depend on."""
     about = (FORM, model_sha256, recipe.cut, recipe.model, jax.__version__, jax.default_backend())
     sha = hashlib.sha256(repr(about).encode())
-    for part in encoded[:3]:
+    for part in (*encoded[:3], *encoded.asked):
         sha.update(part.tobytes())
     return sha.hexdigest()
 
 
 def compute(recipe: Recipe, plan: Plan, frozen: Tree, encoded: Encoded, knee: float) -> np.ndarray:
-    """The prefix of every token, or of every example where only the head is above, float32."""
+    """The prefix of every token, or of every target where only the head is above, float32."""
     found = evaluation.prepare(recipe, plan, frozen, encoded, packing.pack_all, knee)
     per_token, width = step.prefix_has_tokens(recipe), recipe.model.hidden_size
-    values = np.empty((len(encoded.tokens if per_token else encoded.labels), width), np.float32)
+    values = np.empty((len(encoded.tokens if per_token else encoded.asked.label), width), np.float32)
     for call, given in evaluation.prefixes(recipe, plan, frozen, found):
         made = np.asarray(given[: plan.batch_parts], np.float32)[:, : len(call.order)]  # [parts, batches, …]
         if per_token:
@@ -71,12 +71,19 @@ def compute(recipe: Recipe, plan: Plan, frozen: Tree, encoded: Encoded, knee: fl
             values[places.source] = np.moveaxis(made, 0, 1).reshape(-1, width)[places.token]
         else:
             own = np.take_along_axis(made, call.part[None, ..., None], axis=0)[0]
-            values[call.order[call.inside]] = own[call.inside]
+            values[call.target[call.inside]] = own[call.inside]
     return values
 
 
 def make(
-    features: Features, dtype: str, encoded: Encoded, order: np.ndarray, layout: Layout, shape: Shape, parts: int
+    features: Features,
+    dtype: str,
+    encoded: Encoded,
+    order: np.ndarray,
+    layout: Layout,
+    shape: Shape,
+    parts: int,
+    targets: int,
 ) -> np.ndarray:
     """The features of batches, as `batches.make_batches` makes their tokens; the arguments are the same.
 
@@ -85,7 +92,8 @@ def make(
     """
     lead, width = order.shape[:-1], features.values.shape[-1]
     if not features.per_token:
-        own = features.values[np.where(order == batches.NONE, 0, order)].astype(jnp.dtype(dtype))
+        asks = batches.asks_of(encoded, order, targets)
+        own = features.values[np.where(asks.target == batches.NONE, 0, asks.target)].astype(jnp.dtype(dtype))
         return np.broadcast_to(own, (parts, *own.shape))
     places = batches.places_of(encoded, order, layout, shape)
     flat = np.zeros((int(np.prod(lead)) * shape.tokens, width), jnp.dtype(dtype))
@@ -94,7 +102,7 @@ def make(
 
 
 def bare(encoded: Encoded) -> Encoded:
-    """The examples with one token each, for programs that read their features only."""
-    count = len(encoded.labels)
+    """Examples of one label each with one token each, for programs that read their features only."""
     first = encoded.offsets[:-1]
-    return Encoded(encoded.tokens[first], encoded.token_types[first], np.arange(count + 1), encoded.labels)
+    every = np.arange(encoded.examples + 1)
+    return Encoded.of_sentences(encoded.tokens[first], encoded.token_types[first], every, encoded.labels)

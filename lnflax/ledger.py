@@ -13,7 +13,7 @@ from lnflax.cells import TaskData
 from lnflax.config import Config
 
 Run = tuple[int, int]  # the places of its seed and rate in the config's lists
-Evals = dict[str, tuple[np.ndarray, np.ndarray]]  # split: predictions and losses, [seeds, rates, examples] or a run's
+Evals = dict[str, tuple[np.ndarray, np.ndarray]]  # split: predictions and losses, [seeds, rates, …] or a run's
 
 
 class Ledger:
@@ -34,21 +34,21 @@ class Ledger:
         epoch: int,
         step: int,
         losses: np.ndarray,
+        targets: np.ndarray,
         evals: Evals,
         seconds: float,
     ) -> list[dict]:
         """An epoch of the runs of some seeds and rates, by their places in the config's lists.
 
-        Losses are `[steps, seeds, rates]`, evaluations those of the same runs. Returns the lines of metrics.jsonl.
+        Losses are `[steps, seeds, rates]`, each the mean of so many targets, `[steps, seeds]`; evaluations are those
+        of the same runs. Returns the lines of metrics.jsonl.
         """
-        sizes = np.full(len(losses), self.config.batch_size)
-        sizes[-1] = len(self.data.train.labels) - sizes[:-1].sum()
         lines = []
         for (i, s), (j, r) in itertools.product(enumerate(seeds), enumerate(rates)):
             run, own = (s, r), {split: (values[i, j], loss[i, j]) for split, (values, loss) in evals.items()}
             self._watch(run, step - len(losses), losses[:, i, j], own)
             seed, rate = self.config.seeds[s], self.config.learning_rates[r]
-            row = {"train_loss": float(np.average(losses[:, i, j], weights=sizes)), **self._scores(run, own)}
+            row = {"train_loss": float(np.average(losses[:, i, j], weights=targets[:, i])), **self._scores(run, own)}
             self._keep(run, {"epoch": epoch, **row}, own)
             lines.append(
                 {"seed": seed, "learning_rate": rate, "epoch": epoch, "step": step, **row, "seconds": round(seconds, 3)}
@@ -81,7 +81,8 @@ class Ledger:
         self.best[run] = row if better else self.best[run]
         for kind in ("last", "best")[: 1 + better]:
             for split, (predictions, loss) in evals.items():
-                own = predictions if not self.data.task.labels else classes(predictions, loss)
+                asked = self.data.evals[split].asked.label
+                own = predictions if not self.data.task.labels else classes(predictions, loss, asked)
                 name = f"{kind}/{split}"
                 if name not in self.predictions:
                     self.predictions[name] = np.zeros((*self.shape, *own.shape), own.dtype)
@@ -115,6 +116,8 @@ class Ledger:
         return int((same & (self.diverged == 0)).sum())
 
 
-def classes(predictions: np.ndarray, losses: np.ndarray) -> np.ndarray:
-    """Classes, int32; -1 where the logits were not finite."""
-    return np.where(np.isfinite(losses), predictions, -1).astype(np.int32)
+def classes(predictions: np.ndarray, losses: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    """Classes, int32 `[labels]`; -1 where the logits were not finite. `asked` is the label of each loss."""
+    found = predictions.astype(np.int32)
+    found[asked[~np.isfinite(losses)]] = -1
+    return found

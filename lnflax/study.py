@@ -61,7 +61,7 @@ def _folder(workdir: Path, cell: Cell) -> Path:
 def _plan_line(cell: Cell, config: Config, done: bool) -> str:
     parts, rows = cell.parts, cell.parts[0].rows
     plan, first = parts[0].plan, parts[0]
-    per_epoch = epoch_steps(len(cell.data.train.labels), config.batch_size)
+    per_epoch = epoch_steps(cell.data.train.examples, config.batch_size)
     count = f"{len(parts)} parts of {len(first.seeds)}×{len(first.rates)}, " if len(parts) > 1 else ""
     spread = f"{len(plan.seeds[0])}×{len(plan.rates[0])} on each of {len(plan.seeds)}"
     group = f" groups of {plan.batch_parts} devices" if plan.batch_parts > 1 else " devices"
@@ -143,7 +143,7 @@ def _train_cell(cell: Cell, model: Model, config: Config, folder: Path, reporter
 
 
 def _epoch_steps(cell: Cell, config: Config) -> int:
-    return epoch_steps(len(cell.data.train.labels), config.batch_size)
+    return epoch_steps(cell.data.train.examples, config.batch_size)
 
 
 @dataclasses.dataclass
@@ -190,7 +190,7 @@ def _train_part(
         spent.real_tokens += done.real_tokens
         spent.computed_tokens += done.computed_tokens
         step = epoch * len(done.losses)
-        lines = log.add(part.seeds, part.rates, epoch, step, done.losses, found, end - begin)
+        lines = log.add(part.seeds, part.rates, epoch, step, done.losses, done.targets, found, end - begin)
         results.append_metrics(folder, lines)
     return trainer.unmoved(own, states)
 
@@ -212,8 +212,8 @@ def _finish(cell: Cell, config: Config, log: Ledger, folder: Path, spent: Spent)
         "report_epoch": config.report_epoch,
         "epochs": cell.epochs,
         "steps": cell.epochs * _epoch_steps(cell, config),
-        "train_examples": len(data.train.labels),
-        "eval_examples": {split: len(examples.labels) for split, examples in data.evals.items()},
+        "train_examples": data.train.examples,
+        "eval_examples": {split: examples.examples for split, examples in data.evals.items()},
         **{name: cell.report[name] for name in ("body", "trained", "ratio")},
         "runs": runs,
         "selected": selection.select(runs, metric, config.report_epoch),

@@ -23,13 +23,40 @@ VOCABULARIES = ("tokenizer.json", "vocab.txt")
 FORM = 1  # of the cached files; raised when their content changes its meaning
 
 
+class Asked(NamedTuple):
+    """What examples are asked, end to end: example i is asked `offsets[i]:offsets[i + 1]` of the targets."""
+
+    label: np.ndarray  # which of the labels, int64 [targets], ascending
+    place: np.ndarray  # the token that answers, counted from its example's first, int64 [targets]
+    offsets: np.ndarray  # int64 [examples + 1]
+
+
 class Encoded(NamedTuple):
-    """Examples end to end: example i is `offsets[i]:offsets[i + 1]` of the flat arrays."""
+    """Examples end to end: example i is `offsets[i]:offsets[i + 1]` of the flat arrays, and so are its labels.
+
+    A sentence has one label, which its first token answers; a sentence of tagged words has one a word, which the
+    word's first token answers if there is one.
+    """
 
     tokens: np.ndarray  # int32 [tokens]
     token_types: np.ndarray  # int32 [tokens]
     offsets: np.ndarray  # int64 [examples + 1]
-    labels: np.ndarray  # int32 classes or float32 scores [examples]
+    labels: np.ndarray  # int32 classes or float32 scores [labels]
+    label_offsets: np.ndarray  # int64 [examples + 1]
+    asked: Asked
+
+    @classmethod
+    def of_sentences(
+        cls, tokens: np.ndarray, token_types: np.ndarray, offsets: np.ndarray, labels: np.ndarray
+    ) -> Encoded:
+        """Examples of one label each."""
+        every = np.arange(len(labels) + 1)
+        return cls(tokens, token_types, offsets, labels, every, Asked(every[:-1], np.zeros_like(every[:-1]), every))
+
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return len(self.offsets) - 1
 
     @property
     def lengths(self) -> np.ndarray:
@@ -63,24 +90,23 @@ def encode(tokenizer: Any, texts: Texts, max_length: int) -> Encoded:
     """The token ids of all examples, pairs cut longest first; from the cache where it has them."""
     path = cache_folder() / f"tokens-{_key(tokenizer, texts, max_length)}.safetensors"
     try:
-        return Encoded(**load_file(path), labels=texts.labels)
+        return Encoded.of_sentences(**load_file(path), labels=texts.labels)
     except (FileNotFoundError, SafetensorError, OSError, TypeError):
         pass
-    encoded = _tokenize(tokenizer, texts, max_length)
-    content = save({name: value for name, value in encoded._asdict().items() if name != "labels"})
+    made = _tokenize(tokenizer, texts, max_length)
+    content = save(made)
     keep(path, lambda file: file.write(content))
-    return encoded
+    return Encoded.of_sentences(**made, labels=texts.labels)
 
 
-def _tokenize(tokenizer: Any, texts: Texts, max_length: int) -> Encoded:
+def _tokenize(tokenizer: Any, texts: Texts, max_length: int) -> dict[str, np.ndarray]:
     rows = tokenizer(*texts.columns, truncation="longest_first", max_length=max_length, return_token_type_ids=True)
     lengths = [len(row) for row in rows["input_ids"]]
-    return Encoded(
-        np.concatenate([np.asarray(row, np.int32) for row in rows["input_ids"]]),
-        np.concatenate([np.asarray(row, np.int32) for row in rows["token_type_ids"]]),
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        texts.labels,
-    )
+    return {
+        "tokens": np.concatenate([np.asarray(row, np.int32) for row in rows["input_ids"]]),
+        "token_types": np.concatenate([np.asarray(row, np.int32) for row in rows["token_type_ids"]]),
+        "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+    }
 
 
 def _key(tokenizer: Any, texts: Texts, max_length: int) -> str:

@@ -56,7 +56,7 @@ class Trainer:
     @property
     def steps(self) -> int:
         """Updates of a run, T."""
-        return self.epochs * batches.epoch_steps(len(self.train.labels), self.config.batch_size)
+        return self.epochs * batches.epoch_steps(self.train.examples, self.config.batch_size)
 
     @property
     def capacity(self) -> int:
@@ -112,8 +112,8 @@ def make_trainer(
 
 
 def with_features(trainer: Trainer, known: Features) -> Trainer:
-    """The trainer with its prefix computed before; where only the head is left, its rows have one token each."""
-    if known.per_token:
+    """The trainer with its prefix computed before; where only a sentence's head is left, its rows have one token."""
+    if known.per_token or trainer.train.asked.place.any():
         return dataclasses.replace(trainer, features=known)
     parts = trainer.plan.batch_parts
     shape = Shape(-(-trainer.config.batch_size // parts) * parts, 1)
@@ -167,9 +167,11 @@ class Epoch(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What an epoch gave: losses float32 `[steps, seeds, rates]`, and tokens, each seed's counted once."""
+    """What an epoch gave: losses float32 `[steps, seeds, rates]`, of how many targets `[steps, seeds]`, and tokens,
+    each seed's counted once."""
 
     losses: np.ndarray
+    targets: np.ndarray
     real_tokens: int
     computed_tokens: int
 
@@ -178,7 +180,7 @@ def plan_epoch(trainer: Trainer, epoch: int) -> Epoch:
     """The epoch numbered from 1, for all seeds."""
     config, train = trainer.config, trainer.train
     orders = [
-        batches.epoch_order(trainer.task, seed, epoch, len(train.labels), config.batch_size) for seed in config.seeds
+        batches.epoch_order(trainer.task, seed, epoch, train.examples, config.batch_size) for seed in config.seeds
     ]
     order = np.stack(orders, axis=1)
     shape, layout = packing.assign(batches.sizes(train, order), trainer.rows.shapes, trainer.rows.lay)
@@ -217,7 +219,8 @@ def train_epoch(
     fetch(*pending)
     tokens = np.array([shape.tokens for shape in trainer.rows.shapes])[epoch.shape].sum() * epoch.order.shape[1]
     real = int(batches.sizes(trainer.train, epoch.order).sum())
-    return states, Done(np.concatenate(losses), real, int(tokens))
+    targets = batches.count_targets(trainer.train, epoch.order)
+    return states, Done(np.concatenate(losses), targets, real, int(tokens))
 
 
 def train_batches(trainer: Trainer, epoch: Epoch, begin: int, stop: int) -> tuple[batches.Batch, Any]:
@@ -229,11 +232,13 @@ def train_batches(trainer: Trainer, epoch: Epoch, begin: int, stop: int) -> tupl
     room = ((0, trainer.capacity - (stop - begin)), (0, 0), (0, 0))
     order = np.pad(epoch.order[begin:stop], room, constant_values=batches.NONE)
     layout = Layout(*(np.pad(part[begin:stop], room) for part in epoch.layout))
-    made: Any = batches.make_batches(trainer.train, order, layout, shape, plan.batch_parts)
+    targets = batches.capacity(trainer.train, trainer.config.batch_size, shape)
+    made: Any = batches.make_batches(trainer.train, order, layout, shape, plan.batch_parts, targets)
     known = None
     if trainer.features is not None:
         dtype = trainer.recipe.model.dtype
-        known = features.make(trainer.features, dtype, trainer.train, order, layout, shape, plan.batch_parts)
+        parts = plan.batch_parts
+        known = features.make(trainer.features, dtype, trainer.train, order, layout, shape, parts, targets)
     return devices.put(plan.by_part((made, known)), plan.devices)
 
 

@@ -36,7 +36,9 @@ def examples(count=24, outputs=2, shortest=3, longest=9):
     offsets = np.concatenate([[0], np.cumsum(lengths.astype(int))]).astype(np.int64)
     tokens = ((tiny.draw("tokens", (int(offsets[-1]),), 0.5) + 0.5) * 60).astype(np.int32)
     labels = (tiny.draw("labels", (count,), 0.5) + 0.5) * (5 if outputs == 1 else outputs)
-    return Encoded(tokens, np.zeros_like(tokens), offsets, labels.astype(np.float32 if outputs == 1 else np.int32))
+    return Encoded.of_sentences(
+        tokens, np.zeros_like(tokens), offsets, labels.astype(np.float32 if outputs == 1 else np.int32)
+    )
 
 
 def make(setting, study, *, device_count=1, split=False, chunks=SINGLE, data=None, **model):

@@ -4,10 +4,10 @@ import pytest
 from lnflax import batches, packing
 from lnflax.batches import NONE
 from lnflax.packing import Layout, Shape
-from lnflax.tokens import Encoded
+from lnflax.tokens import Asked, Encoded
 
 # Three examples, of 3, 2 and 4 tokens; a batch of 4 has none in its last place.
-ENCODED = Encoded(
+ENCODED = Encoded.of_sentences(
     tokens=np.array([11, 12, 13, 21, 22, 31, 32, 33, 34], np.int32),
     token_types=np.array([0, 0, 1, 0, 0, 0, 1, 1, 1], np.int32),
     offsets=np.array([0, 3, 5, 9], np.int64),
@@ -19,7 +19,7 @@ ORDER = np.array([[2, 0, 1, NONE]])
 def plain(order, shape, parts, encoded=ENCODED):
     """One example a row."""
     layout, _ = packing.plain(batches.sizes(encoded, order), shape.length)
-    return batches.make_batches(encoded, order, layout, shape, parts)
+    return batches.make_batches(encoded, order, layout, shape, parts, order.shape[-1])
 
 
 def test_a_batch_written_by_hand():
@@ -36,6 +36,39 @@ def test_a_batch_written_by_hand():
     assert kinds == [np.int32] * 7 + [np.float32]
 
 
+TAGGED = Encoded(
+    *ENCODED[:3],
+    labels=np.array([5, 6, 7, 8, 9, 3], np.int32),
+    label_offsets=np.array([0, 2, 2, 6]),
+    # Of the third example's four words the second has no token.
+    asked=Asked(label=np.array([0, 1, 2, 4, 5]), place=np.array([0, 2, 0, 1, 3]), offsets=np.array([0, 2, 2, 5])),
+)
+
+
+def test_words_are_asked_at_their_own_tokens():
+    layout = Layout(np.array([[1, 0, 1, 0]], np.int32), np.array([[0, 0, 4, 0]], np.int32))
+    batch = batches.make_batches(TAGGED, ORDER, layout, Shape(2, 6), parts=1, targets=6)
+    assert batch.targets.row.tolist() == [[[1, 1, 1, 0, 0, 0]]]
+    assert batch.targets.position.tolist() == [[[0, 1, 3, 0, 2, 0]]]
+    assert batch.targets.label.tolist() == [[[7, 9, 3, 5, 6, 0]]]
+    assert batch.targets.weight.tolist() == [[[1, 1, 1, 1, 1, 0]]]
+    asks = batches.asks_of(TAGGED, ORDER, 6)
+    assert asks.target.tolist() == [[2, 3, 4, 0, 1, NONE]] and asks.column.tolist() == [[0, 0, 0, 1, 1, 0]]
+    halves = batches.make_batches(TAGGED, ORDER, layout, Shape(2, 6), parts=2, targets=6)
+    assert halves.targets.weight.tolist() == [[[0, 0, 0, 1, 1, 0]], [[1, 1, 1, 0, 0, 0]]]
+    assert halves.targets.row.tolist() == [[[0] * 6], [[0] * 6]]
+
+
+def test_room_for_targets():
+    assert batches.capacity(TAGGED, 4, Shape(2, 6)) == 12 and batches.capacity(TAGGED, 2, Shape(2, 6)) == 6
+    assert batches.capacity(ENCODED, 4, Shape(4, 5)) == 4
+    assert batches.count_targets(TAGGED, ORDER).tolist() == [5] and batches.count_targets(ENCODED, ORDER).tolist() == [
+        3
+    ]
+    with pytest.raises(ValueError, match="5 targets, not 4"):
+        batches.asks_of(TAGGED, ORDER, 4)
+
+
 def test_two_parts_are_halves_whose_rows_are_their_own_and_whose_examples_are_the_batchs():
     batch = plain(ORDER, Shape(4, 4), 2)
     assert batch.tokens.tolist() == [[[[31, 32, 33, 34], [11, 12, 13, 0]]], [[[21, 22, 0, 0], [0, 0, 0, 0]]]]
@@ -50,7 +83,7 @@ def test_two_parts_are_halves_whose_rows_are_their_own_and_whose_examples_are_th
 def test_packed_rows_hold_the_same_examples_elsewhere():
     # The examples of 4 and 2 tokens share the second row, that of 3 has the first.
     layout = Layout(np.array([[1, 0, 1, 0]], np.int32), np.array([[0, 0, 4, 0]], np.int32))
-    batch = batches.make_batches(ENCODED, ORDER, layout, Shape(2, 6), parts=1)
+    batch = batches.make_batches(ENCODED, ORDER, layout, Shape(2, 6), parts=1, targets=4)
     assert batch.tokens.tolist() == [[[[11, 12, 13, 0, 0, 0], [31, 32, 33, 34, 21, 22]]]]
     assert batch.token_types.tolist() == [[[[0, 0, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0]]]]
     assert batch.positions.tolist() == [[[[0, 1, 2, 0, 0, 0], [0, 1, 2, 3, 0, 1]]]]

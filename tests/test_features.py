@@ -62,13 +62,17 @@ def test_features_are_those_of_single_examples():
     own, _ = cached("single_norm_2", {"pooling": "mean"})
     assert own.features.values.shape == (len(own.train.tokens), 12)
     start, stop = own.train.offsets[5:7]
-    one = Encoded(own.train.tokens[start:stop], own.train.token_types[start:stop], np.array([0, stop - start]), [0])
+    one = Encoded.of_sentences(
+        own.train.tokens[start:stop], own.train.token_types[start:stop], np.array([0, stop - start]), [0]
+    )
     alone = features.compute(own.recipe, own.plan, own.frozen, one._replace(labels=np.zeros(1, np.int32)), 12)
     np.testing.assert_allclose(own.features.values[start:stop], alone, rtol=1e-5, atol=1e-6)
 
 
 def test_rows_of_features_by_hand():
-    encoded = Encoded(np.arange(5, dtype=np.int32), np.zeros(5, np.int32), np.array([0, 2, 5]), np.zeros(2, np.int32))
+    encoded = Encoded.of_sentences(
+        np.arange(5, dtype=np.int32), np.zeros(5, np.int32), np.array([0, 2, 5]), np.zeros(2, np.int32)
+    )
     known = features.Features(np.arange(5, dtype=np.float32)[:, None] + 1, per_token=True)
     layout = Layout(np.array([[1, 0]]), np.array([[1, 0]]))
     made = features.make(known, "float32", encoded, np.array([[0, 1]]), layout, Shape(2, 4), 2)

@@ -10,13 +10,15 @@ from lnflax.tasks import TASKS
 NAN = np.nan
 
 
-def make(task="rte", labels=(0, 1, 1, 0), train=10, rates=(0.1, 0.2), absent=(), splits=None):
+def make(task="rte", labels=(0, 1, 1, 0), rates=(0.1, 0.2), absent=(), splits=None):
     """A ledger of one seed and two rates; the parts of its config and data that it reads."""
     config = types.SimpleNamespace(seeds=(7,), learning_rates=rates, batch_size=4)
     kind = np.int32 if TASKS[task].labels else np.float32
-    sets = {split: types.SimpleNamespace(labels=np.asarray(labels, kind)) for split in splits or ("validation",)}
-    train = types.SimpleNamespace(labels=np.zeros(train))
-    return Ledger(config, types.SimpleNamespace(task=TASKS[task], train=train, evals=sets, absent=absent))
+    own = types.SimpleNamespace(
+        labels=np.asarray(labels, kind), asked=types.SimpleNamespace(label=np.arange(len(labels)))
+    )
+    sets = dict.fromkeys(splits or ("validation",), own)
+    return Ledger(config, types.SimpleNamespace(task=TASKS[task], evals=sets, absent=absent))
 
 
 def losses(*rows):
@@ -30,14 +32,21 @@ def evals(first, second, loss=(0.5, 0.5), split="validation"):
     return {split: (predictions, np.broadcast_to(np.float32(loss)[None, :, None], predictions.shape))}
 
 
+THREE = np.array([[4], [4], [2]])  # targets: ten examples in steps of four
 QUIET = losses([1, 1], [1, 1], [1, 1])
 
 
 def test_a_line_of_metrics():
     log = make()
-    # Ten examples in steps of four: the last step holds two.
     lines = log.add(
-        (0,), range(2), 1, 3, losses([1, 2], [2, 3], [6, 0]), evals([0, 1, 1, 1], [1, 1, 1, 1], (0.25, 0.75)), 1.23456
+        (0,),
+        range(2),
+        1,
+        3,
+        losses([1, 2], [2, 3], [6, 0]),
+        THREE,
+        evals([0, 1, 1, 1], [1, 1, 1, 1], (0.25, 0.75)),
+        1.23456,
     )
     assert lines == [
         {
@@ -64,15 +73,15 @@ def test_a_line_of_metrics():
 
 
 def test_a_whole_last_step_counts_as_much_as_the_others():
-    lines = make(train=8).add((0,), range(2), 1, 2, losses([1, 1], [3, 5]), evals([0] * 4, [0] * 4), 0)
+    lines = make().add((0,), range(2), 1, 2, losses([1, 1], [3, 5]), THREE[:2], evals([0] * 4, [0] * 4), 0)
     assert [line["train_loss"] for line in lines] == [2, 3]
 
 
 def test_last_and_best():
     log = make()
-    log.add((0,), range(2), 1, 3, QUIET, evals([0, 1, 1, 1], [1, 1, 1, 1]), 0)  # 0.75, 0.5
-    log.add((0,), range(2), 2, 6, QUIET, evals([1, 1, 1, 0], [0, 1, 1, 0]), 0)  # 0.75, 1.0
-    log.add((0,), range(2), 3, 9, QUIET, evals([1, 0, 0, 0], [0, 0, 1, 0]), 0)  # 0.25, 0.75
+    log.add((0,), range(2), 1, 3, QUIET, THREE, evals([0, 1, 1, 1], [1, 1, 1, 1]), 0)  # 0.75, 0.5
+    log.add((0,), range(2), 2, 6, QUIET, THREE, evals([1, 1, 1, 0], [0, 1, 1, 0]), 0)  # 0.75, 1.0
+    log.add((0,), range(2), 3, 9, QUIET, THREE, evals([1, 0, 0, 0], [0, 0, 1, 0]), 0)  # 0.25, 0.75
     first, second = log.runs()
     assert (first["last"]["epoch"], first["last"]["accuracy"]) == (3, 0.25)
     assert (first["best"]["epoch"], first["best"]["accuracy"]) == (1, 0.75)  # a tie stays with the earlier
@@ -92,6 +101,7 @@ def test_runs_are_by_seed_then_rate():
         1,
         1,
         np.ones((1, 2, 2), np.float32),
+        np.ones((1, 2), int),
         {"validation": (np.zeros((2, 2, 4)), np.ones((2, 2, 4)))},
         0,
     )
@@ -101,9 +111,16 @@ def test_runs_are_by_seed_then_rate():
 
 def test_a_loss_that_is_not_finite_marks_the_run_with_its_step():
     log = make()
-    log.add((0,), range(2), 1, 3, QUIET, evals([0, 1, 1, 0], [0, 1, 1, 1]), 0)
+    log.add((0,), range(2), 1, 3, QUIET, THREE, evals([0, 1, 1, 0], [0, 1, 1, 1]), 0)
     lines = log.add(
-        (0,), range(2), 2, 6, losses([1, 1], [1, np.inf], [1, NAN]), evals([0, 1, 1, 0], [0, 0, 0, 0], (0.5, NAN)), 0
+        (0,),
+        range(2),
+        2,
+        6,
+        losses([1, 1], [1, np.inf], [1, NAN]),
+        THREE,
+        evals([0, 1, 1, 0], [0, 0, 0, 0], (0.5, NAN)),
+        0,
     )
     whole, broken = log.runs()
     assert (whole["status"], whole["diverged_step"], whole["last"]["accuracy"]) == ("finished", None, 1.0)
@@ -115,29 +132,29 @@ def test_a_loss_that_is_not_finite_marks_the_run_with_its_step():
     assert log.predictions["last/validation"].tolist() == [[[0, 1, 1, 0], [-1, -1, -1, -1]]]
     assert log.predictions["best/validation"].tolist() == [[[0, 1, 1, 0], [0, 1, 1, 1]]]
     # The mark stays, with its first step, whatever comes after.
-    log.add((0,), range(2), 3, 9, losses([1, NAN], [1, NAN], [1, 1]), evals([0, 1, 1, 0], [0, 1, 1, 0]), 0)
+    log.add((0,), range(2), 3, 9, losses([1, NAN], [1, NAN], [1, 1]), THREE, evals([0, 1, 1, 0], [0, 1, 1, 0]), 0)
     assert (log.runs()[1]["status"], log.runs()[1]["diverged_step"]) == ("diverged", 5)
     assert log.runs()[1]["last"]["accuracy"] is None
 
 
 def test_the_first_step_can_diverge():
     log = make()
-    log.add((0,), range(2), 1, 3, losses([NAN, 1], [NAN, 1], [NAN, 1]), evals([0] * 4, [0] * 4, (NAN, 1)), 0)
+    log.add((0,), range(2), 1, 3, losses([NAN, 1], [NAN, 1], [NAN, 1]), THREE, evals([0] * 4, [0] * 4, (NAN, 1)), 0)
     assert [run["diverged_step"] for run in log.runs()] == [1, None]
     assert log.runs()[0]["best"]["accuracy"] is None
 
 
 def test_a_run_that_only_the_development_set_shows_to_be_broken():
     log = make()
-    log.add((0,), range(2), 1, 3, QUIET, evals([0] * 4, [0] * 4, (0.5, np.inf)), 0)
+    log.add((0,), range(2), 1, 3, QUIET, THREE, evals([0] * 4, [0] * 4, (0.5, np.inf)), 0)
     assert [run["diverged_step"] for run in log.runs()] == [None, 3]
 
 
 def test_a_score_that_is_undefined_is_never_the_best():
     log = make("stsb", labels=(1, 2, 3, 4))
-    log.add((0,), range(2), 1, 3, QUIET, evals([2, 2, 2, 2], [1, 2, 3, 4]), 0)
+    log.add((0,), range(2), 1, 3, QUIET, THREE, evals([2, 2, 2, 2], [1, 2, 3, 4]), 0)
     assert np.isnan(log.runs()[0]["best"]["pearson"])
-    log.add((0,), range(2), 2, 6, QUIET, evals([4, 3, 2, 1], [2, 2, 2, 2]), 0)
+    log.add((0,), range(2), 2, 6, QUIET, THREE, evals([4, 3, 2, 1], [2, 2, 2, 2]), 0)
     assert [run["best"]["epoch"] for run in log.runs()] == [2, 1]
     assert log.predictions["best/validation"].tolist() == [[[4, 3, 2, 1], [1, 2, 3, 4]]]
     assert log.predictions["best/validation"].dtype == np.float32
@@ -151,7 +168,7 @@ def test_a_second_development_set(there):
     given = evals([0, 1, 1, 0], [0, 0, 0, 0], (0.25, 0.5), splits[0])
     if there:
         given |= evals([0, 0, 0, 0], [0, 1, 1, 0], (9, 9), splits[1])
-    lines = log.add((0,), range(2), 1, 3, QUIET, given, 0)
+    lines = log.add((0,), range(2), 1, 3, QUIET, THREE, given, 0)
     assert [line["accuracy"] for line in lines] == [1.0, 0.5]
     assert [line["accuracy_mismatched"] for line in lines] == ([0.5, 1.0] if there else [None, None])
     assert [line["eval_loss"] for line in lines] == [0.25, 0.5]  # of the first set alone
@@ -162,17 +179,22 @@ def test_runs_that_say_one_class_are_counted():
     log = make(rates=(0.1, 0.2, 0.3))
     predictions = np.array([[[1, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]]], np.float32)
     loss = np.ones_like(predictions)
-    log.add((0,), range(3), 1, 3, np.ones((3, 1, 3), np.float32), {"validation": (predictions, loss)}, 0)
+    log.add((0,), range(3), 1, 3, np.ones((3, 1, 3), np.float32), THREE, {"validation": (predictions, loss)}, 0)
     assert log.constant() == 2
     broken = np.array([[[1, 1, NAN]]], np.float32).repeat(3, axis=0)
-    log.add((0,), range(3), 2, 6, broken, {"validation": (predictions, loss * np.array([1, 1, NAN])[:, None])}, 0)
+    log.add(
+        (0,), range(3), 2, 6, broken, THREE, {"validation": (predictions, loss * np.array([1, 1, NAN])[:, None])}, 0
+    )
     assert log.constant() == 1  # a diverged run is told of as such
     scores = make("stsb", labels=(1, 2, 3, 4))
-    scores.add((0,), range(2), 1, 3, QUIET, evals([2, 2, 2, 2], [1, 2, 3, 4]), 0)
+    scores.add((0,), range(2), 1, 3, QUIET, THREE, evals([2, 2, 2, 2], [1, 2, 3, 4]), 0)
     assert scores.constant() == 0
 
 
 def test_classes():
     predictions = np.array([0.0, 2.0, 1.0], np.float32)
-    own = ledger.classes(predictions, np.array([0.1, NAN, np.inf], np.float32))
+    own = ledger.classes(predictions, np.array([0.1, NAN, np.inf], np.float32), np.arange(3))
     assert own.tolist() == [0, -1, -1] and own.dtype == np.int32
+    # Two losses of three labels: the one between was not asked for.
+    own = ledger.classes(np.array([0, -1, 1], np.float32), np.array([0.1, NAN], np.float32), np.array([0, 2]))
+    assert own.tolist() == [0, -1, -1]
