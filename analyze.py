@@ -36,7 +36,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="analyze.py", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    tables = commands.add_parser("tables", help="the paper's Tables 1, 3 and 4", allow_abbrev=False)
+    tables = commands.add_parser("tables", help="the paper's Tables 1 to 4", allow_abbrev=False)
     tables.set_defaults(run=_tables)
     tables.add_argument("--workdir", required=True, help="the folder that train.py wrote")
     tables.add_argument("--out", help="also write table1.md, .csv, .tex and so on into this folder")

@@ -66,11 +66,11 @@ def make_cell(
         if examples is not None
     ]
     rows = functools.cache(functools.partial(cells.lay_rows, study, shape, np.concatenate(steps)))
-    data = cells.TaskData(about, shape, train, {}, (), rows)
+    data = cells.TaskData(about, shape, model, train, {}, (), (), rows)
     cut, parts = cells.make_parts(f"{task}/{setting}", study, recipe, data, jax.local_device_count(), cut)
     recipe = dataclasses.replace(recipe, recompute=cut.recompute)
     own = cells.Cell(data, rule, recipe, 1, cut, parts, {})
-    made = [cells.make_trainer(own, part, model, study)[0] for part in parts]
+    made = [cells.make_trainer(own, part, study)[0] for part in parts]
     count = batches.epoch_steps(train.examples, study.batch_size)
     runs = len(study.seeds) * len(study.learning_rates)
     return Cell(made, [trainer.start(part) for part in made], runs * count)

@@ -17,10 +17,11 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"  # of products: float32 | bfloat16; norms, losses and state are float32
 
     config.data = ConfigDict()
-    config.data.path = "nyu-mll/glue"  # hub id, or a folder in the same layout, or synthetic
+    # Hub id, or a folder in the same layout, or of columns or JSON lines for words, or synthetic, or nltk (pos alone).
+    config.data.path = ""  # empty: the task's own, nyu-mll/glue, nltk for pos, lhoestq/conll2003 for ner
     config.data.eval_split = ""  # empty: the task's own development split(s)
 
-    config.tasks = ("rte",)  # cola sst2 mrpc stsb qqp mnli qnli rte
+    config.tasks = ("rte",)  # cola sst2 mrpc stsb qqp mnli qnli rte; pos ner
     config.settings = ("layernorms",)  # what trains besides the classifier: see the README's table
     config.rules = ConfigDict()  # settings of your own: name -> (("regex", "trainable" | "frozen"), ...)
 

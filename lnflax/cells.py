@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -61,13 +62,15 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """A task's examples as token ids, the model's shape with the task's head, and how examples are laid into rows."""
+    """A task's examples as token ids, the model with the task's head, and how examples are laid into rows."""
 
     task: Task
     shape: BertConfig
+    model: Model
     train: Encoded
     evals: dict[str, Encoded]
     absent: tuple[str, ...]
+    notes: tuple[str, ...]  # what a user should know of the data
     rows: Callable[[int, bool], Rows]  # for so many devices a batch, and whether the seeds of a step share a shape
 
 
@@ -108,8 +111,8 @@ class Cell:
         return f"{self.data.task.name}/{self.setting.name}"
 
 
-def prepare(config: Config, device_count: int) -> tuple[Model, list[Cell]]:
-    """The checkpoint and all cells of a study, in the order tasks, then settings.
+def prepare(config: Config, device_count: int) -> list[Cell]:
+    """All cells of a study, in the order tasks, then settings.
 
     Raises:
         InputError: anything of the config does not fit the model, the data or the devices.
@@ -121,19 +124,26 @@ def prepare(config: Config, device_count: int) -> tuple[Model, list[Cell]]:
     if config.max_length > shape.max_position_embeddings:
         most = shape.max_position_embeddings
         raise InputError(f"max_length: {config.max_length}; the model has {most} positions")
-    body = checkpoint.read_body(folder, shape)
-    model = Model(body, checkpoint.body_sha256(body))
     tokenizer = tokens.load_tokenizer(folder)
+    read = functools.cache(functools.partial(_read_model, folder))
     cells = []
     for name in config.tasks:
-        data = _task_data(config, shape, tokenizer, TASKS[name])
-        cells += [_cell(config, model, data, _setting(config, shape, own), device_count) for own in config.settings]
-    return model, cells
+        # A word's own token is read, whatever sentences do.
+        own = dataclasses.replace(shape, pooling="cls") if TASKS[name].tagged else shape
+        data = _task_data(config, own, read(own), tokenizer, TASKS[name])
+        cells += [_cell(config, data, _setting(config, own, setting), device_count) for setting in config.settings]
+    return cells
 
 
-def make_trainer(cell: Cell, part: Part, model: Model, config: Config) -> tuple[Trainer, dict[str, Evaluation]]:
+def _read_model(folder: Path, shape: BertConfig) -> Model:
+    body = checkpoint.read_body(folder, shape)
+    return Model(body, checkpoint.body_sha256(body))
+
+
+def make_trainer(cell: Cell, part: Part, config: Config) -> tuple[Trainer, dict[str, Evaluation]]:
     """What a part of a cell needs on its devices: for training, and for each development set."""
     own, data, knee = part.config(config), cell.data, work.knee(cell.data.shape)
+    model = data.model
     made = trainer.make_trainer(
         own,
         cell.recipe,
@@ -179,17 +189,31 @@ def _params(shape: BertConfig, model: Model) -> Tree:
     return rules.unflatten({path: model.body.get(path, leaf) for path, leaf in flat.items()})
 
 
-def _task_data(config: Config, shape: BertConfig, tokenizer: Any, task: Task) -> TaskData:
+def _task_data(config: Config, shape: BertConfig, model: Model, tokenizer: Any, task: Task) -> TaskData:
     texts = tasks.load(task, config.data_path, config.eval_split, config.max_train_examples)
     train = tokens.encode(tokenizer, texts.train, config.max_length)
     evals = {split: tokens.encode(tokenizer, part, config.max_length) for split, part in texts.evals.items()}
+    task = texts.task
     largest = max(int(part.tokens.max()) for part in (train, *evals.values()))
     if largest >= shape.vocab_size:
         raise InputError(f"model.name: the tokenizer gives token {largest}, the model knows {shape.vocab_size}")
     shape = dataclasses.replace(shape, num_outputs=task.num_outputs)
     steps = batches.sizes(train, all_orders(config, task, train.examples))
     rows = functools.cache(functools.partial(lay_rows, config, shape, steps))
-    return TaskData(task, shape, train, evals, texts.absent, rows)
+    notes = [note for split, part in {"train": train, **evals}.items() for note in _notes(task, split, part)]
+    return TaskData(task, shape, model, train, evals, texts.absent, tuple(notes), rows)
+
+
+def _notes(task: Task, split: str, part: Encoded) -> list[str]:
+    """Words without a token of their own, and words whose tag the training set lacks."""
+    notes, total = [], len(part.labels)
+    ending = "are not learned from" if split == "train" else "count as wrong"
+    if lost := total - len(part.asked.label):
+        notes.append(f"{task.name} {split}: {lost} of {total} words have no token within max_length, and {ending}")
+    if other := int((part.labels >= task.num_outputs).sum()) if task.unseen else 0:
+        tags = ", ".join(task.unseen)
+        notes.append(f"{task.name} {split}: {other} of {total} words have tags that train lacks, and {ending}: {tags}")
+    return notes
 
 
 def all_orders(config: Config, task: Task, examples: int) -> np.ndarray:
@@ -221,8 +245,8 @@ def lay_rows(config: Config, shape: BertConfig, steps: np.ndarray, parts: int, t
     return Rows(packing.first_fit, shapes)
 
 
-def _cell(config: Config, model: Model, data: TaskData, setting: Setting, device_count: int) -> Cell:
-    params = _params(data.shape, model)
+def _cell(config: Config, data: TaskData, setting: Setting, device_count: int) -> Cell:
+    model, params = data.model, _params(data.shape, data.model)
     recipe, drawn = make_recipe(config, setting, data.shape, params)
     report = trained.report(
         data.task.name,

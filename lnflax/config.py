@@ -136,7 +136,7 @@ def without_paths(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _short(name: str) -> str:
-    folder = Path(name).expanduser()
+    folder = Path(name or "/").expanduser()
     return folder.resolve().name if folder.is_dir() else name
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from lnflax import metrics
 from lnflax.cells import TaskData
 from lnflax.config import Config
+from lnflax.tasks import Task
+from lnflax.tokens import Encoded
 
 Run = tuple[int, int]  # the places of its seed and rate in the config's lists
 Evals = dict[str, tuple[np.ndarray, np.ndarray]]  # split: predictions and losses, [seeds, rates, …] or a run's
@@ -71,9 +73,31 @@ class Ledger:
             ending = "" if split == first else f"_{split.rpartition('_')[2]}"
             values: dict[str, float | None] = dict.fromkeys(names)
             if split in evals and not self.diverged[run]:
-                values |= metrics.compute(names, evals[split][0], self.data.evals[split].labels)
+                values |= self._metrics(evals[split][0], self.data.evals[split])
             scores |= {f"{name}{ending}": value for name, value in values.items()}
         return scores
+
+    def _metrics(self, predictions: np.ndarray, examples: Encoded) -> dict[str, float]:
+        task = self.data.task
+        if not task.spans:
+            return metrics.compute(task.metrics, predictions, examples.labels)
+        found = metrics.entities(*(sentences(task, side, examples) for side in (predictions, examples.labels)))
+        return {name: found[name] for name in task.metrics}
+
+    def tags(self) -> dict[str, dict[str, Any]]:
+        """Of each tag or type of entity of the first development set, at the last epoch: how many there are, and
+        `[seeds, rates]` how many are predicted and how many of these are right."""
+        task, (split, examples) = self.data.task, next(iter(self.data.evals.items()))
+        count = metrics.entity_counts if task.spans else metrics.tag_counts
+        actual = sentences(task, examples.labels, examples)
+        given = self.predictions[f"last/{split}"].reshape(-1, len(examples.labels))
+        counts = [count(sentences(task, own, examples), actual) for own in given]
+        record = {}
+        for name in sorted(set().union(*counts)):
+            own = [each.get(name, {"actual": 0, "predicted": 0, "correct": 0}) for each in counts]
+            sides = {side: np.reshape([each[side] for each in own], self.shape) for side in ("predicted", "correct")}
+            record[name] = {"actual": own[0]["actual"], **sides}
+        return record
 
     def _keep(self, run: Run, row: dict[str, Any], evals: Evals) -> None:
         better = self.best[run] is None or self._value(row) > self._value(self.best[run])
@@ -114,6 +138,13 @@ class Ledger:
         predictions = self.predictions[f"last/{next(iter(self.data.evals))}"]
         same = (predictions == predictions[..., :1]).all(axis=-1)
         return int((same & (self.diverged == 0)).sum())
+
+
+def sentences(task: Task, numbers: np.ndarray, examples: Encoded) -> list[list[str]]:
+    """The tags of each sentence; a word that was not asked for has `O`, which is no word's kind of word."""
+    names = np.array([*task.labels, *task.unseen, "O"])
+    tags = names[numbers.astype(np.int64)].tolist()
+    return [tags[a:b] for a, b in itertools.pairwise(examples.label_offsets.tolist())]
 
 
 def classes(predictions: np.ndarray, losses: np.ndarray, asked: np.ndarray) -> np.ndarray:

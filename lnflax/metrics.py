@@ -91,12 +91,14 @@ def entity_counts(predicted: Tags, actual: Tags) -> dict[str, dict[str, int]]:
         {(number, *entity) for number, own in enumerate(side) for entity in found(list(own))}
         for side in (predicted, actual)
     ]
-    return _counts(*([entity[1] for entity in side] for side in (*sides, sides[0] & sides[1])))
+    types = [[entity[1] for entity in side] for side in (*sides, sides[0] & sides[1])]
+    return _counts(types[0], types[1], types[2])
 
 
-def tag_counts(predicted: Sequence[str], actual: Sequence[str]) -> dict[str, dict[str, int]]:
+def tag_counts(predicted: Tags, actual: Tags) -> dict[str, dict[str, int]]:
     """The same of words by their tag."""
-    return _counts(predicted, actual, [own for own, right in zip(predicted, actual, strict=True) if own == right])
+    sides = [[tag for own in side for tag in own] for side in (predicted, actual)]
+    return _counts(sides[0], sides[1], [own for own, right in zip(*sides, strict=True) if own == right])
 
 
 def _counts(predicted: Iterable[str], actual: Iterable[str], correct: Iterable[str]) -> dict[str, dict[str, int]]:

@@ -165,8 +165,13 @@ def train_step(
 def eval_step(
     recipe: Recipe, frozen: Tree, values: Tree, chosen: Tree, features: jax.Array | None, batch: Batch
 ) -> tuple[jax.Array, jax.Array]:
-    """`(prediction, loss)` of each target without dropout: float32 class or score, and float32 loss, `[targets]`."""
+    """`(prediction, loss)` of each target without dropout: float32 class or score, and float32 loss, `[targets]`.
+
+    A tag that the training set lacks has a number that no logit has: nobody can predict it, and its loss is 0.
+    """
     logits = suffix(recipe, values, frozen, chosen, features, batch, {})
     if logits.shape[-1] == 1:
         return logits[:, 0], losses(logits, batch.targets)
-    return jnp.argmax(logits, axis=-1).astype(jnp.float32), losses(logits, batch.targets)
+    known = batch.targets.label < logits.shape[-1]
+    targets = batch.targets._replace(label=jnp.where(known, batch.targets.label, 0))
+    return jnp.argmax(logits, axis=-1).astype(jnp.float32), jnp.where(known, losses(logits, targets), 0.0)

@@ -16,7 +16,7 @@ import jax
 from lnflax import cells, compiling, host, memory, packing, results, selection, trained, trainer, wording
 from lnflax import config as configs
 from lnflax.batches import epoch_steps
-from lnflax.cells import Cell, Model, Part
+from lnflax.cells import Cell, Part
 from lnflax.config import Config
 from lnflax.errors import InputError
 from lnflax.evaluation import evaluate
@@ -36,20 +36,22 @@ def run(config: Config, workdir: Path, reporter: Reporter, *, dry_run: bool = Fa
         InputError: bad input, on one line.
     """
     _check_workdir(workdir, config)
-    model, todo = cells.prepare(config, jax.local_device_count())
+    todo = cells.prepare(config, jax.local_device_count())
     reporter.say(trained.terminal_table([cell.report for cell in todo]))
     for cell in todo:
         reporter.say(_plan_line(cell, config, results.is_done(_folder(workdir, cell))))
     for data in {cell.data.task.name: cell.data for cell in todo}.values():
         for split in data.absent:
             reporter.warn(f"{data.task.name} has no {split}: its metrics are null")
+        for note in data.notes:
+            reporter.warn(note)
     if dry_run:
         return
     _open_workdir(workdir, config)
     with compiling.counted() as programs:
         for cell in todo:
             if not results.is_done(_folder(workdir, cell)):
-                _train_or_halve(cell, model, config, _folder(workdir, cell), reporter)
+                _train_or_halve(cell, config, _folder(workdir, cell), reporter)
     if programs.ready:
         reporter.say(str(programs))
 
@@ -114,28 +116,26 @@ def _open_workdir(workdir: Path, config: Config) -> None:
     results.write_json(workdir / results.VERSIONS, record)
 
 
-def _train_or_halve(cell: Cell, model: Model, config: Config, folder: Path, reporter: Reporter) -> None:
+def _train_or_halve(cell: Cell, config: Config, folder: Path, reporter: Reporter) -> None:
     """Trains a cell; where memory runs out against the plan, once more from the start with half of it at once."""
     try:
-        return _train_cell(cell, model, config, folder, reporter)
+        return _train_cell(cell, config, folder, reporter)
     except Exception as error:
         smaller = memory.halve(cell.cut) if memory.is_out_of_memory(error) else None
         if smaller is None:
             raise
     reporter.warn(f"{cell.name}: out of memory; again with {memory.describe(smaller)}")
-    return _train_cell(cells.recut(cell, config, smaller), model, config, folder, reporter)
+    return _train_cell(cells.recut(cell, config, smaller), config, folder, reporter)
 
 
-def _train_cell(cell: Cell, model: Model, config: Config, folder: Path, reporter: Reporter) -> None:
+def _train_cell(cell: Cell, config: Config, folder: Path, reporter: Reporter) -> None:
     results.write_json(folder / results.TRAINED, cell.report)
     results.start_metrics(folder)
     host.reset_peak()
     log, spent = Ledger(config, cell.data), Spent(time.monotonic())
     reporter.start(cell.name, len(cell.parts) * cell.epochs * _epoch_steps(cell, config))
     try:
-        still = [
-            path for part in cell.parts for path in _train_part(cell, part, model, config, log, folder, reporter, spent)
-        ]
+        still = [path for part in cell.parts for path in _train_part(cell, part, config, log, folder, reporter, spent)]
     finally:
         reporter.finish()
     record = _finish(cell, config, log, folder, spent)
@@ -165,7 +165,6 @@ class Spent:
 def _train_part(
     cell: Cell,
     part: Part,
-    model: Model,
     config: Config,
     log: Ledger,
     folder: Path,
@@ -173,7 +172,7 @@ def _train_part(
     spent: Spent,
 ) -> list[str]:
     """Trains some runs through all epochs; returns the trained leaves that did not move in some of them."""
-    own, evals = cells.make_trainer(cell, part, model, config)
+    own, evals = cells.make_trainer(cell, part, config)
     states = trainer.start(own)
     for epoch in range(1, cell.epochs + 1):
         begin = time.monotonic()
@@ -200,7 +199,11 @@ def _finish(cell: Cell, config: Config, log: Ledger, folder: Path, spent: Spent)
     data, runs = cell.data, log.runs()
     metric = data.task.metrics[0]
     labels = {f"labels/{split}": examples.labels for split, examples in data.evals.items()}
-    about = {"seeds": config.seeds, "learning_rates": config.learning_rates, "labels": data.task.labels}
+    about = {
+        "seeds": config.seeds,
+        "learning_rates": config.learning_rates,
+        "labels": (*data.task.labels, *data.task.unseen),
+    }
     text = {name: json.dumps(values) for name, values in about.items()}
     results.write_predictions(folder, {**log.predictions, **labels}, text)
     record = {
@@ -217,6 +220,7 @@ def _finish(cell: Cell, config: Config, log: Ledger, folder: Path, spent: Spent)
         **{name: cell.report[name] for name in ("body", "trained", "ratio")},
         "runs": runs,
         "selected": selection.select(runs, metric, config.report_epoch),
+        **({"tags": log.tags()} if data.task.tagged else {}),
         "seconds": spent.seconds(),
     }
     results.write_json(folder / results.COST, _cost(cell, spent))

@@ -1,21 +1,25 @@
-"""What a task is, and its texts: the eight GLUE tasks from the hub, from a folder in its layout, or generated."""
+"""What a task is, and its texts: GLUE's eight and two of tagged words; from the hub, from a folder, or generated."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lnflax import streams, synthetic
+from lnflax import corpora, streams, synthetic, synthetic_tags
+from lnflax.corpora import Tagged
 from lnflax.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A sentence task. `labels` empty is regression. The first metric is the reported one.
+    """A task of sentences, or of `tagged` words. The first metric is the reported one.
 
+    `labels` empty is regression; tagged words have the tags of their training set (`TaskTexts`), and `unseen` are those
+    of other sets that it lacks. `spans` says that tags mark entities. `source` is where the data is by itself.
     `splits` are the development sets: the first gives the metrics by their own names, a second one by the names
     with its own ending (`accuracy_mismatched`). `epochs` is the paper's number for all settings but `full`.
     """
@@ -26,6 +30,10 @@ class Task:
     metrics: tuple[str, ...] = ("accuracy",)
     splits: tuple[str, ...] = ("validation",)
     epochs: int = 20
+    source: str = "nyu-mll/glue"
+    tagged: bool = False
+    spans: bool = False
+    unseen: tuple[str, ...] = ()
 
     @property
     def num_outputs(self) -> int:
@@ -49,6 +57,8 @@ TASKS = {
         Task("mnli", ("premise", "hypothesis"), NLI, splits=MNLI_SPLITS, epochs=10),
         Task("qnli", ("question", "sentence"), ENTAILMENT, epochs=10),
         Task("rte", PAIR, ENTAILMENT),
+        Task("pos", (), (), source="nltk", tagged=True),
+        Task("ner", (), (), ("f1", "precision", "recall"), source="lhoestq/conll2003", tagged=True, spans=True),
     )
 }
 FULL_EPOCHS = 5
@@ -60,22 +70,41 @@ def paper_epochs(task: Task, setting: str) -> int:
 
 
 class Texts(NamedTuple):
-    """Examples in data order: one or two columns of strings, and int32 classes or float32 scores `[examples]`."""
+    """Examples in data order.
 
-    columns: tuple[list[str], ...]
+    One or two columns of strings, and int32 classes or float32 scores `[examples]`; or one column of lists of words,
+    and the int32 tag of every word, end to end.
+    """
+
+    columns: tuple[list, ...]
     labels: np.ndarray
+
+    @property
+    def examples(self) -> int:
+        """How many there are."""
+        return len(self.columns[0])
+
+    def part(self, chosen: np.ndarray) -> Texts:
+        """The chosen examples."""
+        columns = tuple([column[i] for i in chosen] for column in self.columns)
+        if len(self.labels) == self.examples and isinstance(self.columns[0][0], str):
+            return Texts(columns, self.labels[chosen])
+        ends = np.cumsum([len(words) for words in self.columns[0]])
+        own = [self.labels[ends[i] - len(self.columns[0][i]) : ends[i]] for i in chosen]
+        return Texts(columns, np.concatenate(own))
 
 
 class TaskTexts(NamedTuple):
-    """The training texts, the development texts by split, and the splits that the data does not have."""
+    """The task with its labels, its training texts, development texts by split, and the splits that there are not."""
 
+    task: Task
     train: Texts
     evals: dict[str, Texts]
     absent: tuple[str, ...]
 
 
 def load(task: Task, path: str, eval_split: str, max_train_examples: int) -> TaskTexts:
-    """The texts of a task from `data.path`: a hub id, a folder in the hub's layout, or `synthetic`.
+    """The texts of a task from `data.path`: a hub id, a folder, `synthetic`, `nltk`, or empty: the task's own source.
 
     `max_train_examples` keeps a random part of the training set, the same for all seeds.
 
@@ -83,20 +112,48 @@ def load(task: Task, path: str, eval_split: str, max_train_examples: int) -> Tas
         InputError: the data is not there, lacks the training or the first development split, or a column or label
             is not what the task says.
     """
-    splits = (eval_split,) if eval_split else task.splits
-    tables = synthetic.generate(task.name) if path == "synthetic" else _read(task.name, path, ("train", *splits))
+    splits, path = (eval_split,) if eval_split else task.splits, path or task.source
+    if path == "nltk" and task.name != "pos":
+        raise InputError(f"data.path: nltk has pos alone, not {task.name}")
+    read: Callable[..., dict[str, Any]] = _tagged if task.tagged else _sentences
+    tables = read(task, path, ("train", *splits))
     for split in ("train", splits[0]):
         if split not in tables:
             field = "data.eval_split" if split == eval_split else "data.path"
             raise InputError(
                 f"{field}: {path!r} has no {split!r} of {task.name}; it has {', '.join(tables) or 'nothing'}"
             )
-    train = _texts(task, "train", tables["train"])
-    if 0 < max_train_examples < len(train.labels):
-        chosen = streams.subset(("max_train_examples", task.name), max_train_examples, len(train.labels))
-        train = Texts(tuple([column[i] for i in chosen] for column in train.columns), train.labels[chosen])
-    evals = {split: _texts(task, split, tables[split]) for split in splits if split in tables}
-    return TaskTexts(train, evals, tuple(split for split in splits if split not in tables))
+    if task.tagged:
+        task = _with_tags(task, tables["train"], [tables[split] for split in splits if split in tables])
+    make: Callable[..., Texts] = _words if task.tagged else _texts
+    train = make(task, "train", tables["train"])
+    if 0 < max_train_examples < train.examples:
+        train = train.part(streams.subset(("max_train_examples", task.name), max_train_examples, train.examples))
+    evals = {split: make(task, split, tables[split]) for split in splits if split in tables}
+    return TaskTexts(task, train, evals, tuple(split for split in splits if split not in tables))
+
+
+def _tagged(task: Task, path: str, splits: tuple[str, ...]) -> dict[str, Tagged]:
+    if path == "synthetic":
+        return synthetic_tags.generate(task.name)
+    return corpora.read(task.name, path, splits, spans=task.spans)
+
+
+def _with_tags(task: Task, train: Tagged, others: list[Tagged]) -> Task:
+    """The task with the tags of the training set, by name, and those of the other sets that it lacks."""
+    known, *rest = ({tag for tags in part.tags for tag in tags} for part in (train, *others))
+    if len(known) < 2:
+        raise InputError(f"data.path: {task.name} train has one tag alone: {', '.join(known)}")
+    return dataclasses.replace(task, labels=tuple(sorted(known)), unseen=tuple(sorted(set().union(*rest) - known)))
+
+
+def _words(task: Task, split: str, tagged: Tagged) -> Texts:
+    number = {tag: i for i, tag in enumerate((*task.labels, *task.unseen))}
+    return Texts((tagged.words,), np.array([number[tag] for tags in tagged.tags for tag in tags], np.int32))
+
+
+def _sentences(task: Task, path: str, splits: tuple[str, ...]) -> dict[str, Any]:
+    return synthetic.generate(task.name) if path == "synthetic" else _read(task.name, path, splits)
 
 
 def _read(task: str, path: str, splits: tuple[str, ...]) -> dict[str, Any]:

@@ -87,22 +87,60 @@ def cache_folder() -> Path:
 
 
 def encode(tokenizer: Any, texts: Texts, max_length: int) -> Encoded:
-    """The token ids of all examples, pairs cut longest first; from the cache where it has them."""
+    """The token ids of all examples, pairs cut longest first; from the cache where it has them.
+
+    A word's tag is asked of its first token. One without any, or whose first is cut away, is not asked for.
+    """
     path = cache_folder() / f"tokens-{_key(tokenizer, texts, max_length)}.safetensors"
+    make = _of_words if _has_words(texts) else Encoded.of_sentences
     try:
-        return Encoded.of_sentences(**load_file(path), labels=texts.labels)
+        return make(**load_file(path), labels=texts.labels)
     except (FileNotFoundError, SafetensorError, OSError, TypeError):
         pass
     made = _tokenize(tokenizer, texts, max_length)
     content = save(made)
     keep(path, lambda file: file.write(content))
-    return Encoded.of_sentences(**made, labels=texts.labels)
+    return make(**made, labels=texts.labels)
+
+
+def _has_words(texts: Texts) -> bool:
+    return not isinstance(texts.columns[0][0], str)
+
+
+def _of_words(
+    tokens: np.ndarray, token_types: np.ndarray, offsets: np.ndarray, words: np.ndarray, counts: np.ndarray, labels: Any
+) -> Encoded:
+    """From the word of each token, -1 for none, and the words of each example."""
+    example = np.repeat(np.arange(len(counts)), np.diff(offsets))
+    place = np.arange(len(tokens)) - offsets[example]
+    before = np.concatenate([[-1], words[:-1]])
+    first = (words >= 0) & ((words != before) | (place == 0))
+    label_offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    asked_of = np.bincount(example[first], minlength=len(counts))
+    asked = Asked(
+        label=label_offsets[example[first]] + words[first],
+        place=place[first],
+        offsets=np.concatenate([[0], np.cumsum(asked_of)]).astype(np.int64),
+    )
+    return Encoded(tokens, token_types, offsets, labels, label_offsets, asked)
 
 
 def _tokenize(tokenizer: Any, texts: Texts, max_length: int) -> dict[str, np.ndarray]:
-    rows = tokenizer(*texts.columns, truncation="longest_first", max_length=max_length, return_token_type_ids=True)
+    tagged = _has_words(texts)
+    rows = tokenizer(
+        *texts.columns,
+        truncation="longest_first",
+        max_length=max_length,
+        return_token_type_ids=True,
+        is_split_into_words=tagged,
+    )
     lengths = [len(row) for row in rows["input_ids"]]
+    words = {}
+    if tagged:
+        of_tokens = [-1 if word is None else word for i in range(len(lengths)) for word in rows.word_ids(i)]
+        words = {"words": np.array(of_tokens, np.int32), "counts": np.array([len(own) for own in texts.columns[0]])}
     return {
+        **words,
         "tokens": np.concatenate([np.asarray(row, np.int32) for row in rows["input_ids"]]),
         "token_types": np.concatenate([np.asarray(row, np.int32) for row in rows["token_type_ids"]]),
         "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
@@ -121,8 +159,11 @@ def _key(tokenizer: Any, texts: Texts, max_length: int) -> str:
     for column in texts.columns:
         sha.update(f"\x1e{len(column)}".encode())
         for text in column:
-            raw = text.encode("utf-8", "surrogatepass")
-            sha.update(f"\x1f{len(raw)}\x1f".encode() + raw)
+            if not isinstance(text, str):
+                sha.update(f"\x1d{len(text)}".encode())
+            for word in [text] if isinstance(text, str) else text:
+                raw = word.encode("utf-8", "surrogatepass")
+                sha.update(f"\x1f{len(raw)}\x1f".encode() + raw)
     return sha.hexdigest()
 
 

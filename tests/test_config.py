@@ -272,16 +272,16 @@ def selected(own):
 def made_of(place, fields):
     """Everything that a study is made of, up to its first step."""
     own = small(place, **fields)
-    model, study = cells.prepare(own, 1)
+    study = cells.prepare(own, 1)
     first = study[0]
-    masks = cells.seed_masks(first.setting, first.recipe, model, own.seeds)
+    masks = cells.seed_masks(first.setting, first.recipe, first.data.model, own.seeds)
     whole = dataclasses.replace(first.parts[0], seeds=(0, 1), rates=(0, 1))
     plan = devices.make_plan(2, 2, 1, devices.Work(1.0, 1.0, 1.0), split=False)
-    maker, _ = cells.make_trainer(first, dataclasses.replace(whole, plan=plan), model, own)
+    maker, _ = cells.make_trainer(first, dataclasses.replace(whole, plan=plan), own)
     update = trainer.make_updates(maker, 0, min(maker.steps, 8))
     return {
         "cells": [cell.name for cell in study],
-        "body": model.sha256,
+        "body": first.data.model.sha256,
         "shape": first.recipe.model,
         "labels": first.recipe.labels,
         "epochs": first.epochs,

@@ -211,7 +211,7 @@ def test_entities_by_hand():
 
 
 def test_words_by_their_tag():
-    assert metrics.tag_counts(["NN", "NN", "VB"], ["NN", "VB", "VB"]) == {
+    assert metrics.tag_counts([["NN", "NN"], ["VB"]], [["NN", "VB"], ["VB"]]) == {
         "NN": {"actual": 1, "predicted": 2, "correct": 1},
         "VB": {"actual": 2, "predicted": 1, "correct": 1},
     }

@@ -30,8 +30,8 @@ def prepared(tmp_path_factory):
         tasks=("cola",), settings=SETTINGS, seeds=(0,), learning_rates=(1e-3,), epochs=1, max_train_examples=48
     )
     study = config.parse(given)
-    model, todo = cells.prepare(study, device_count=1)
-    yield study, model, {cell.setting.name: cell for cell in todo}
+    todo = cells.prepare(study, device_count=1)
+    yield study, todo[0].data.model, {cell.setting.name: cell for cell in todo}
     patch.undo()
 
 
@@ -130,8 +130,8 @@ def test_bfloat16_products_end_within_a_point_of_float32_on_a_real_task(tmp_path
         given.update(max_train_examples=2400)
         given.model.dtype, given.data.path = dtype, str(GLUE)
         study = config.parse(given)
-        model, (cell,) = cells.prepare(study, device_count=1)
-        own, evals = cells.make_trainer(cell, cell.parts[0], model, study)
+        (cell,) = cells.prepare(study, device_count=1)
+        own, evals = cells.make_trainer(cell, cell.parts[0], study)
         states, losses = grids.train(own)
         assert losses.shape == (150, 1, 1)
         moved[dtype] = trainer.unmoved(own, states)

@@ -1,4 +1,4 @@
-"""The paper's Tables 1, 3 and 4 from a run folder, as far as it has cells. Reads and selects; trains nothing."""
+"""The paper's Tables 1 to 4 from a run folder, as far as it has cells. Reads and selects; trains nothing."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ TOKEN_TASKS = ("pos", "ner")
 MODULES = ("full", "frozen", "mha", "ffn", "layernorms", "ln_a", "ln_f", "bitfit", "random")
 TITLES = {
     "table1": "Table 1: modules",
+    "table2": "Table 2: modules, tagged words",
     "table3": "Table 3: one block's LayerNorms",
     "table4": "Table 4: outliers against as many random scalars of each LayerNorm",
 }
@@ -146,19 +147,24 @@ def build_tables(study: Study, reading: Reading, published: Published) -> list[T
     entries = {(cell["setting"], cell["task"]): _entry(cell, reading, metrics) for cell in study.cells}
     tables = []
     for name in TITLES:
-        own = [setting for setting in dict.fromkeys(s for s, _ in entries) if place(setting)[0] == name]
+        placed = [cell for cell in entries if place(*cell)[0] == name]
+        tasks = {task for _, task in placed}
+        here = {cell: entry for cell, entry in entries.items() if cell[1] in tasks}
+        own = sorted(dict.fromkeys(setting for setting, _ in placed), key=lambda setting: place(setting)[1])
         if own:
-            tables.append(_table(name, sorted(own, key=lambda s: place(s)[1]), entries, reading, published))
+            tables.append(_table(name, own, here, reading, published))
     return tables
 
 
-def place(setting: str) -> tuple[str, tuple[int, ...]]:
-    """The table that a setting belongs to, and its order there; equals keep the study's order."""
+def place(setting: str, task: str = "") -> tuple[str, tuple[int, ...]]:
+    """The table that a cell belongs to, and its order there; equals keep the study's order."""
     if match := re.fullmatch(r"single_norm_(\d+)", setting):
         return "table3", (int(match[1]),)
     if match := re.fullmatch(r"(outliers|random_norms)_(\d+)", setting):
         return "table4", (int(match[2]), int(match[1] == "random_norms"))
-    return "table1", (MODULES.index(setting) if setting in MODULES else len(MODULES),)
+    return "table2" if task in TOKEN_TASKS else "table1", (
+        MODULES.index(setting) if setting in MODULES else len(MODULES),
+    )
 
 
 def _entry(cell: Mapping[str, Any], reading: Reading, metrics: Mapping[str, str]) -> Entry:
