@@ -1,4 +1,4 @@
-"""Parity with PyTorch: BertForSequenceClassification, Adam and the linear schedule.
+"""Parity with PyTorch: BertForSequenceClassification and BertForTokenClassification, Adam, the linear schedule.
 
 Against stored numbers without torch; `make parity` (marker `torch`) compares everything whole and prints figures.
 """
@@ -41,7 +41,7 @@ def stored():
 @needs_minilm
 @pytest.mark.parametrize(("case", "layout"), RUNS)
 def test_logits_and_gradients_are_those_stored(case, layout, stored):
-    logits, gradients = cases.gradients(case, layout)
+    logits, gradients = cases.gradients(case, cases.batch(case, layout))
     np.testing.assert_allclose(logits, stored[f"{case}-logits"], rtol=0, atol=LOGITS)
     theirs = dict(zip(sorted(gradients), stored[f"{case}-gradients"], strict=True))
     largest = {path: float(numbers[2]) for path, numbers in theirs.items()}
@@ -87,22 +87,36 @@ def torch_side():
 def test_logits_and_gradients_are_those_of_torch(case, torch_side, stored):
     their_logits, theirs = torch_side.gradients(case)
     np.testing.assert_allclose(their_logits, stored[f"{case}-logits"], rtol=0, atol=LOGITS)
-    largest = {path: np.abs(leaf).max() for path, leaf in theirs.items()}
     for layout in LAYOUTS:
-        logits, gradients = cases.gradients(case, layout)
-        assert gradients.keys() == theirs.keys()
-        relative = {
-            path: np.abs(leaf - theirs[path]).max() / cases.gradient_scale(path, largest)
-            for path, leaf in gradients.items()
-        }
-        worst = max(relative, key=relative.get)
-        difference = np.abs(logits - their_logits).max()
-        print(  # noqa: T201
-            f"\n{case} {layout}: logits up to {np.abs(their_logits).max():.2f} differ by at most {difference:.1e}; "
-            f"gradients of {len(relative)} leaves by at most {relative[worst]:.1e} ({worst})"
-        )
-        assert difference <= LOGITS
-        assert relative[worst] <= GRADIENTS
+        compare(f"{case} {layout}", cases.gradients(case, cases.batch(case, layout)), (their_logits, theirs))
+
+
+@pytest.mark.torch
+@needs_minilm
+def test_tagged_words_are_those_of_torch(torch_side):
+    """BertForTokenClassification, asked at every second token of twelve sentences."""
+    case, theirs = Case("minilm", "cls", 3), torch_side.tagged_gradients()
+    for layout in LAYOUTS:
+        compare(f"words {layout}", cases.gradients(case, cases.tagged_batch(layout)), theirs)
+
+
+def compare(name, ours, theirs):
+    """Logits and the gradient of every leaf; prints how far apart they are."""
+    (logits, gradients), (their_logits, their_gradients) = ours, theirs
+    assert gradients.keys() == their_gradients.keys()
+    largest = {path: np.abs(leaf).max() for path, leaf in their_gradients.items()}
+    relative = {
+        path: np.abs(leaf - their_gradients[path]).max() / cases.gradient_scale(path, largest)
+        for path, leaf in gradients.items()
+    }
+    worst = max(relative, key=relative.get)
+    difference = np.abs(logits - their_logits).max()
+    print(  # noqa: T201
+        f"\n{name}: logits up to {np.abs(their_logits).max():.2f} differ by at most {difference:.1e}; "
+        f"gradients of {len(relative)} leaves by at most {relative[worst]:.1e} ({worst})"
+    )
+    assert difference <= LOGITS
+    assert relative[worst] <= GRADIENTS
 
 
 @pytest.mark.torch

@@ -217,13 +217,13 @@ def test_the_reported_epoch_is_the_results_own(tmp_path):
 
 
 def test_columns_are_in_the_papers_order_and_own_tasks_last(tmp_path):
-    tasks = ["pos", "mine", "rte", "qnli", "mnli", "qqp", "stsb", "mrpc", "sst2", "cola"]
+    tasks = ["ner", "pos", "mine", "rte", "qnli", "mnli", "qqp", "stsb", "mrpc", "sst2", "cola"]
     write(tmp_path / "config.json", {"tasks": tasks})
     for task in tasks:
         cell(tmp_path, task, "full", BODY, scores("accuracy", {1e-3: [-0.0001]}))
-    row = next(line for line in make_tables(tmp_path).splitlines() if line.startswith("| setting"))
-    order = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "pos", "mine"]
-    assert [name.strip() for name in row.split("|")[3:-1]] == order
+    rows = [line for line in make_tables(tmp_path).splitlines() if line.startswith("| setting ") and "ratio" in line]
+    order = ["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "mine"]
+    assert [[name.strip() for name in row.split("|")[3:-1]] for row in rows] == [order, ["pos", "ner"]]
     assert "-0.0 " not in make_tables(tmp_path).split("###")[0]
 
 
@@ -248,6 +248,8 @@ def test_settings_go_to_the_table_they_belong_to():
     names = ["random", "bitfit", "own", "single_norm_12", "outliers_256", "random_norms_256", "outliers_16_scale"]
     places = [place(name)[0] for name in names]
     assert places == ["table1", "table1", "table1", "table3", "table4", "table4", "table1"]
+    assert [place(name, "pos")[0] for name in names] == [own.replace("table1", "table2") for own in places]
+    assert place("random", "ner") == ("table2", place("random")[1]) and place("random", "rte")[0] == "table1"
 
 
 def analyze(*arguments):

@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lnflax import bert, checkpoint, rules, settings, step, streams
+from lnflax.batches import Targets
 from lnflax.bert import BertConfig
 from lnflax.optimizer import OptimizerConfig, schedule
 from tests import tiny
@@ -127,6 +128,17 @@ def batch(case, layout):
     return tiny.batch(examples()[:count], packed if layout == "packed" else None, labels)
 
 
+def tagged_batch(layout):
+    """All sentences of MiniLM, plain or packed, asked at every second token; labels go around three classes."""
+    made, targets = batch(Case("minilm", "cls", 3), layout), []
+    for number in range(1, len(TEXTS) + 1):
+        row, column = np.nonzero(made.example_ids == number)
+        targets += list(zip(row[1:-1:2], column[1:-1:2], strict=True))  # without the special ones
+    row, position = np.array(targets, np.int32).T
+    label, weight = np.arange(len(row), dtype=np.int32) % 3, np.ones(len(row), np.float32)
+    return made._replace(targets=Targets(row, position, label, weight))
+
+
 def training_batches():
     """Ten batches of four sentences, one a row and all of one length."""
     labels = np.array([0, 1, 2, 1], np.int32)
@@ -135,7 +147,7 @@ def training_batches():
     return [tiny.batch(examples()[start : start + 4], labels=labels, length=length) for start in starts]
 
 
-def gradients(case, layout):
+def gradients(case, batch):
     """`(logits, gradient by path)` of every parameter, dropout off."""
     config, flat = weights(case)
     recipe = step.Recipe(config, settings_of(config, "full"), ADAM)
@@ -149,7 +161,7 @@ def gradients(case, layout):
 
         return jax.grad(loss, has_aux=True)(params)
 
-    grads, logits = run(rules.unflatten(flat), batch(case, layout))
+    grads, logits = run(rules.unflatten(flat), batch)
     return np.asarray(logits), {path: np.asarray(leaf) for path, leaf in rules.flatten(grads).items()}
 
 

@@ -11,12 +11,11 @@ from tests import tiny
 from tests.parity import cases
 
 
-def build(case):
+def build(case, kind=transformers.BertForSequenceClassification):
     """The model of a case in evaluation mode, its body read by transformers itself where there is a checkpoint."""
     _, flat = cases.weights(case)
     state = {name: torch.tensor(leaf) for name, leaf in tiny.foreign_state(flat).items()}
     shared = {"num_labels": case.outputs, "attn_implementation": "eager"}
-    kind = transformers.BertForSequenceClassification
     if case.model == "minilm":
         transformers.logging.set_verbosity_error()  # the head is new, as we know
         transformers.logging.disable_progress_bar()
@@ -68,6 +67,19 @@ def gradients(case):
     """The same as `cases.gradients`, one example a row."""
     model, batch = build(case), cases.batch(case, "plain")
     scores = logits(model, case, batch)
+    loss(scores, batch.targets).backward()
+    return scores.detach().numpy(), by_path(model, case, lambda parameter: parameter.grad)
+
+
+def tagged_gradients():
+    """The same of `cases.tagged_batch`, by BertForTokenClassification, one example a row."""
+    case, batch = cases.Case("minilm", "cls", 3), cases.tagged_batch("plain")
+    model = build(case, transformers.BertForTokenClassification)
+    scores = model(
+        input_ids=torch.tensor(batch.tokens, dtype=torch.long),
+        token_type_ids=torch.tensor(batch.token_types, dtype=torch.long),
+        attention_mask=torch.tensor(batch.example_ids > 0).long(),
+    ).logits[batch.targets.row, batch.targets.position]
     loss(scores, batch.targets).backward()
     return scores.detach().numpy(), by_path(model, case, lambda parameter: parameter.grad)
 
