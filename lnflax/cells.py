@@ -174,9 +174,12 @@ def seed_masks(setting: Setting, recipe: Recipe, model: Model, seeds: tuple[int,
 
 
 def _setting(config: Config, shape: BertConfig, name: str) -> Setting:
+    options = config.options
+    if shape.pooling != "pooler":
+        options = dataclasses.replace(options, train_pooler=False)
     return settings.make_setting(
         name,
-        config.options,
+        options,
         layers=shape.num_hidden_layers,
         hidden_size=shape.hidden_size,
         user_rules=config.rules,

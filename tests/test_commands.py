@@ -386,6 +386,23 @@ BAD = {
     "config has a None": (["--config={place}/none_field.py"], "epochs: is None; give a value"),
     "config lacks fields": (["--config={place}/scratch.py"], "model: the config lacks this field"),
     "glue without a cell": (["--config=configs/glue.py:rte"], "--config=configs/glue.py:rte: give TASK,SETTING"),
+    "token without a cell": (["--config=configs/token.py:pos"], "--config=configs/token.py:pos: give pos or ner,SET"),
+    "ragged corpus": (
+        ["--config.tasks=pos", "--config.data.path={place}/ragged"],
+        "data.path: {place}/ragged/train.txt, line 3: 3 columns, not 2: 'c Z more'",
+    ),
+    "corpus of another scheme": (
+        ["--config.tasks=ner", "--config.data.path={place}/scheme"],
+        "data.path: train, sentence 1: tag 'S-X' is of an unknown scheme; known are IOB1 and IOB2",
+    ),
+    "corpus is empty": (
+        ["--config.tasks=ner", "--config.data.path={place}/no_words"],
+        "data.path: {place}/no_words/train.txt: no sentences",
+    ),
+    "corpus is another folder": (
+        ["--config.tasks=pos", "--config.data.path={place}/empty"],
+        "data.path: '{place}/empty' has no 'train' of pos; it has nothing",
+    ),
     "table3 without a number": (["--config=configs/table3.py:x"], "--config=configs/table3.py:x: give the model's num"),
     "no workdir": (["--workdir="], "--workdir is missing"),
 }
@@ -409,6 +426,9 @@ def bad_things(place):
     (place / "torn" / "rte").mkdir(parents=True)
     for split in ("train", "validation"):
         (place / "torn" / "rte" / f"{split}-00000-of-00001.parquet").write_text("not parquet")
+    for name, text in {"ragged": "a X\nb Y\nc Z more\n", "scheme": "a O\nb S-X\n", "no_words": "\n"}.items():
+        (place / name).mkdir()
+        (place / name / "train.txt").write_text(text)
     weights = tiny.write_checkpoint(place / "short") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
     (tiny.write_checkpoint(place / "mute") / "vocab.txt").unlink()
