@@ -96,18 +96,22 @@ def asks_of(encoded: Encoded, order: np.ndarray, count: int) -> Asks:
     Raises:
         ValueError: a batch has more.
     """
-    flat, offsets = order.reshape(-1, order.shape[-1]), encoded.asked.offsets
-    each = np.where(flat == NONE, 0, np.diff(offsets)[flat])
-    if each.sum(axis=1).max(initial=0) > count:
-        raise ValueError(f"a batch has {each.sum(axis=1).max()} targets, not {count}")
-    batch = np.repeat(np.arange(len(flat)), each.sum(axis=1))
-    slot = np.arange(len(batch)) - np.repeat(np.cumsum(each.sum(axis=1)) - each.sum(axis=1), each.sum(axis=1))
-    own = each.reshape(-1)
-    inner = np.arange(len(batch)) - np.repeat(np.cumsum(own) - own, own)
+    flat = order.reshape(-1, order.shape[-1])
+    each = np.where(flat == NONE, 0, np.diff(encoded.asked.offsets)[flat])
+    total = each.sum(axis=1)
+    if total.max(initial=0) > count:
+        raise ValueError(f"a batch has {total.max()} targets, not {count}")
+    place = (np.repeat(np.arange(len(flat)), total), _inside(total))
+    first = encoded.asked.offsets[np.where(flat == NONE, 0, flat)]
     asks = Asks(np.full((len(flat), count), NONE, np.int64), np.zeros((len(flat), count), np.int64))
-    asks.target[batch, slot] = np.repeat(offsets[np.where(flat == NONE, 0, flat)].reshape(-1), own) + inner
-    asks.column[batch, slot] = np.repeat(np.tile(np.arange(flat.shape[-1]), len(flat)), own)
+    asks.target[place] = np.repeat(first, each.reshape(-1)) + _inside(each.reshape(-1))
+    asks.column[place] = np.repeat(np.tile(np.arange(flat.shape[-1]), len(flat)), each.reshape(-1))
     return Asks(*(part.reshape(*order.shape[:-1], count) for part in asks))
+
+
+def _inside(counts: np.ndarray) -> np.ndarray:
+    """0, 1, … in each of some groups of so many, end to end."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def count_targets(encoded: Encoded, order: np.ndarray) -> np.ndarray:
@@ -167,7 +171,7 @@ class Places(NamedTuple):
 def places_of(encoded: Encoded, order: np.ndarray, layout: Layout, shape: Shape) -> Places:
     """The places of all tokens of batches of one shape; the arguments are those of `make_batches`."""
     count = sizes(encoded, order).reshape(-1)
-    position = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+    position = _inside(count)
     batch = np.arange(order.size) // order.shape[-1]
     begin = batch * shape.tokens + layout.row.reshape(-1).astype(np.int64) * shape.length + layout.start.reshape(-1)
     first = np.where(order == NONE, 0, encoded.offsets[order]).reshape(-1)

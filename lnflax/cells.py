@@ -197,6 +197,9 @@ def _task_data(config: Config, shape: BertConfig, model: Model, tokenizer: Any, 
     train = tokens.encode(tokenizer, texts.train, config.max_length)
     evals = {split: tokens.encode(tokenizer, part, config.max_length) for split, part in texts.evals.items()}
     task = texts.task
+    for split, part in {"train": train, **evals}.items():
+        if not len(part.asked.label):
+            raise InputError(f"data.path: {task.name} {split}: no word has a token")
     largest = max(int(part.tokens.max()) for part in (train, *evals.values()))
     if largest >= shape.vocab_size:
         raise InputError(f"model.name: the tokenizer gives token {largest}, the model knows {shape.vocab_size}")

@@ -14,7 +14,6 @@ from lnflax.errors import InputError
 
 # The endings of a split's name in a folder: CoNLL-2003's own files are eng.train, eng.testa and eng.testb.
 NAMES = {"train": ("train",), "validation": ("validation", "valid", "dev", "testa"), "test": ("test", "testb")}
-TAG_COLUMNS = ("tags", "ner_tags", "pos_tags")
 SPAN_TAG = re.compile(r"O|[BI]-.+")
 TREEBANK = "corpora/treebank"
 GET_TREEBANK = "get it with `python -m nltk.downloader treebank`, or point NLTK_DATA at a folder that has it"
@@ -61,17 +60,17 @@ def read(task: str, path: str, splits: Iterable[str], *, spans: bool) -> dict[st
     folder = Path(path).expanduser()
     if folder.is_dir():
         inner = folder / task
-        found = _read_folder(inner if inner.is_dir() else folder, splits)
+        found = _read_folder(task, inner if inner.is_dir() else folder, splits)
     elif path.startswith(("/", ".", "~")) or path.count("/") > 1:
         raise InputError(f"data.path: no folder {path!r}; give a hub id, a folder, nltk or synthetic")
     else:
-        found = _read_hub(path, splits)
+        found = _read_hub(task, path, splits)
     if spans:
         return {split: _spans(split, tagged) for split, tagged in found.items()}
     return found
 
 
-def _read_folder(folder: Path, splits: Iterable[str]) -> dict[str, Tagged]:
+def _read_folder(task: str, folder: Path, splits: Iterable[str]) -> dict[str, Tagged]:
     found = {}
     for split in splits:
         files = sorted(file for file in folder.iterdir() if file.is_file() and _is_of(file.name, split))
@@ -80,7 +79,7 @@ def _read_folder(folder: Path, splits: Iterable[str]) -> dict[str, Tagged]:
             names = ", ".join(file.name for file in files)
             raise InputError(f"data.path: {folder}: several files of {split}: {names}; leave one")
         if kinds == {"parquet"}:
-            found[split] = _read_parquet(files, split)
+            found[split] = _read_parquet(task, files, split)
         elif files:
             found[split] = (read_json_lines if kinds == {"jsonl"} else read_columns)(files[0])
     return found
@@ -170,20 +169,21 @@ def read_json_lines(file: Path) -> Tagged:
     return _not_empty(file, Tagged(words, tags))
 
 
-def _read_parquet(files: list[Path], split: str) -> Tagged:
+def _read_parquet(task: str, files: list[Path], split: str) -> Tagged:
     import datasets
 
     datasets.disable_progress_bars()
     where = files[0].parent
-    return _of_table(where, split, _load(where, lambda: datasets.Dataset.from_parquet([str(file) for file in files])))
+    table = _load(where, lambda: datasets.Dataset.from_parquet([str(file) for file in files]))
+    return _of_table(task, where, split, table)
 
 
-def _read_hub(path: str, splits: Iterable[str]) -> dict[str, Tagged]:
+def _read_hub(task: str, path: str, splits: Iterable[str]) -> dict[str, Tagged]:
     import datasets
 
     datasets.disable_progress_bars()
     tables = _load(path, lambda: datasets.load_dataset(path))
-    return {split: _of_table(path, split, tables[split]) for split in splits if split in tables}
+    return {split: _of_table(task, path, split, tables[split]) for split in splits if split in tables}
 
 
 def _load(where: Any, load: Callable[[], Any]) -> Any:
@@ -194,12 +194,13 @@ def _load(where: Any, load: Callable[[], Any]) -> Any:
         raise InputError(f"data.path: {where}: {reason[0] if reason else type(error).__name__}") from error
 
 
-def _of_table(where: Any, split: str, table: Any) -> Tagged:
-    """The column `tokens`, and the first of `TAG_COLUMNS`: strings, or numbers that the table has names for."""
-    names = [name for name in TAG_COLUMNS if name in table.column_names]
+def _of_table(task: str, where: Any, split: str, table: Any) -> Tagged:
+    """The column `tokens`, and `TASK_tags` or `tags`: strings, or numbers that the table has names for."""
+    wanted = (f"{task}_tags", "tags")
+    names = [name for name in wanted if name in table.column_names]
     if "tokens" not in table.column_names or not names:
         have = ", ".join(table.column_names)
-        raise InputError(f"data.path: {where} {split}: no columns tokens and {' or '.join(TAG_COLUMNS)}; it has {have}")
+        raise InputError(f"data.path: {where} {split}: no columns tokens and {' or '.join(wanted)}; it has {have}")
     words, tags = list(table["tokens"]), list(table[names[0]])
     inner: Any = getattr(table.features[names[0]], "feature", None)
     if hasattr(inner, "names"):

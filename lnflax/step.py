@@ -148,7 +148,8 @@ def train_step(
 
     Only trained leaves are differentiated. `device_sum` adds over the devices that share a batch.
     """
-    total = device_sum(batch.targets.weight.sum())
+    # A batch may ask nothing: sentences of words that have no token.
+    total = jnp.maximum(device_sum(batch.targets.weight.sum()), 1.0)
 
     def loss_of(values: Tree) -> jax.Array:
         logits = suffix(recipe, values, frozen, mask.chosen, features, batch, noise)

@@ -157,7 +157,7 @@ def test_parquet_of_bare_numbers_or_without_tags(tmp_path, monkeypatch):
     parquet(tmp_path / "a", "train.parquet", [[0, 1, 2, 0], [1, 1]], datasets.Value("int64"), "ner_tags")
     assert "tags of ner_tags are neither strings nor named classes" in error(tmp_path / "a")
     parquet(tmp_path / "b", "train.parquet", IOB2, datasets.Value("string"), "chunks")
-    assert "no columns tokens and tags or ner_tags or pos_tags; it has tokens, chunks" in error(tmp_path / "b")
+    assert "no columns tokens and ner_tags or tags; it has tokens, chunks" in error(tmp_path / "b")
 
 
 def test_two_files_of_one_split(tmp_path):

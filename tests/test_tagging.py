@@ -287,6 +287,20 @@ def test_a_tag_that_train_lacks_is_said_and_counts_as_wrong(tmp_path):
     assert record["tags"]["Z"] == {"actual": 2, "predicted": [[0, 0], [0, 0]], "correct": [[0, 0], [0, 0]]}
 
 
+def test_sentences_whose_words_have_no_token(tmp_path):
+    model = tiny.write_checkpoint(tmp_path / "model")
+    invisible = "\u200d X\n\n" * 4
+    path = write(tmp_path / "data", train="who X\nis Y\n\n" * 3 + invisible, dev="who X\n")
+    fields = {"data.path": path, "tasks": ("pos",), "settings": ("full",), "batch_size": 1}
+    run(model, tmp_path / "w", **fields)
+    record, lines, *_ = cell(tmp_path / "w", "pos", "full")
+    assert {own["status"] for own in record["runs"]} == {"finished"} and record["steps"] == 14
+    assert all(line["train_loss"] > 0 for line in lines)
+    (tmp_path / "data" / "dev.txt").write_text(invisible, encoding="utf-8")
+    with pytest.raises(InputError, match="pos validation: no word has a token"):
+        run(model, tmp_path / "v", **fields)
+
+
 def test_sentences_and_words_in_one_study_have_bodies_of_their_own(tmp_path):
     """With a pooler for sentences, words have none: their ratios are of what their head stands on."""
     model = tiny.write_checkpoint(tmp_path / "model")
