@@ -92,8 +92,11 @@ class Ledger:
         actual = sentences(task, examples.labels, examples)
         given = self.predictions[f"last/{split}"].reshape(-1, len(examples.labels))
         counts = [count(sentences(task, own, examples), actual) for own in given]
+        names = set().union(*counts)
+        if not task.spans:
+            names &= {*task.labels, *task.unseen}  # without what stands for a word that was not asked for
         record = {}
-        for name in sorted(set().union(*counts)):
+        for name in sorted(names):
             own = [each.get(name, {"actual": 0, "predicted": 0, "correct": 0}) for each in counts]
             sides = {side: np.reshape([each[side] for each in own], self.shape) for side in ("predicted", "correct")}
             record[name] = {"actual": own[0]["actual"], **sides}

@@ -253,6 +253,7 @@ def test_every_word_counts_once_and_one_that_was_cut_away_is_wrong(tmp_path):
         assert right == sum(tag["correct"][i][j] for tag in record["tags"].values())
     assert record["metric"] == "accuracy" and record["eval_examples"] == {"validation": 256}
     assert sum(tag["actual"] for tag in record["tags"].values()) == len(labels)
+    assert set(record["tags"]) <= set(json.loads(about["labels"]))
     assert json.loads(about["labels"])[:3] == [",", ".", "CC"]
 
 
