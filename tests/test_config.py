@@ -14,7 +14,10 @@ from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
-SIZES = {"table1": (8, 9), "table3": (4, 14), "table4": (4, 10), "glue": (1, 1), "base": (1, 1), "demo": (2, 6)}
+SIZES = {
+    **{"table1": (8, 9), "table2": (2, 9), "table3": (4, 14), "table4": (4, 10)},
+    **{"glue": (1, 1), "token": (1, 1), "base": (1, 1), "demo": (2, 6)},
+}
 
 
 def given(**fields):

@@ -75,7 +75,7 @@ def test_rows_of_features_by_hand():
     )
     known = features.Features(np.arange(5, dtype=np.float32)[:, None] + 1, per_token=True)
     layout = Layout(np.array([[1, 0]]), np.array([[1, 0]]))
-    made = features.make(known, "float32", encoded, np.array([[0, 1]]), layout, Shape(2, 4), 2)
+    made = features.make(known, "float32", encoded, np.array([[0, 1]]), layout, Shape(2, 4), 2, 2)
     assert made[..., 0].tolist() == [[[[3, 4, 5, 0]]], [[[0, 1, 2, 0]]]]
 
 

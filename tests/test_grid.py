@@ -154,7 +154,7 @@ def test_evaluation_is_in_data_order_and_counts_each_example_once():
     assert whole.shape == whole_loss.shape == (2, 3, 150)
     for i in (0, 77, 149):
         start, stop = few.offsets[i : i + 2]
-        single = type(few)(
+        single = type(few).of_sentences(
             few.tokens[start:stop], few.token_types[start:stop], np.array([0, stop - start]), few.labels[i : i + 1]
         )
         prediction, loss = grids.evaluate(own, states, single)
