@@ -119,22 +119,22 @@ def count_targets(encoded: Encoded, order: np.ndarray) -> np.ndarray:
     return np.where(order == NONE, 0, np.diff(encoded.asked.offsets)[order]).sum(axis=-1)
 
 
-def make_batches(encoded: Encoded, order: np.ndarray, layout: Layout, shape: Shape, parts: int, targets: int) -> Batch:
+def make_batches(encoded: Encoded, order: np.ndarray, asks: Asks, layout: Layout, shape: Shape, parts: int) -> Batch:
     """Batches of one shape, for any leading axes of steps and seeds.
 
     Args:
         encoded: the examples.
         order: which examples, int64 `[…, examples]`, `NONE` for none.
+        asks: what they are asked (`asks_of`).
         layout: where each example begins, `[…, examples]`.
         shape: rows and their length.
-        targets: how many each batch has room for (`capacity`).
         parts: into how many parts the rows are cut, for devices that share a batch.
 
     Returns:
         Leaves `[parts, …, rows / parts, length]` and targets `[parts, …, targets]`: each part has them all, with
         weight 0 where the example lies in another.
     """
-    lead, asks = order.shape[:-1], asks_of(encoded, order, targets)
+    lead = order.shape[:-1]
     places = places_of(encoded, order, layout, shape)
     number = np.broadcast_to(np.arange(1, order.shape[-1] + 1, dtype=np.int32), order.shape)
 

@@ -60,11 +60,11 @@ def prepare(recipe: Recipe, plan: Plan, frozen: Tree, encoded: Encoded, lay: pac
     calls = []
     for begin in range(0, len(order), STEPS):
         here, where = order[begin : begin + STEPS], Layout(*(part[begin : begin + STEPS] for part in step_layout))
-        made: Any = batches.make_batches(encoded, here, where, own, plan.batch_parts, room)
+        asks = batches.asks_of(encoded, here, room)
+        made: Any = batches.make_batches(encoded, here, asks, where, own, plan.batch_parts)
         filled = jax.tree.map(lambda x: np.pad(x, [(0, 0), (0, STEPS - x.shape[1]), *[(0, 0)] * (x.ndim - 2)]), made)
         batch = devices.put(plan.to_parts(filled), plan.devices)
         count = devices.put(np.full(plan.devices, len(here), np.int32), plan.devices)
-        asks = batches.asks_of(encoded, here, room)
         part = np.take_along_axis(where.row // (own.rows // plan.batch_parts), asks.column, axis=-1)
         calls.append(Call(batch, None, count, here, where, asks.target, part))
     calls = _with_features(recipe, plan, frozen, calls)

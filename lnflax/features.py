@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lnflax import batches, evaluation, packing, step, tokens
+from lnflax.batches import Asks
 from lnflax.devices import Plan
 from lnflax.packing import Layout, Shape
 from lnflax.step import Recipe
@@ -80,10 +81,10 @@ def make(
     dtype: str,
     encoded: Encoded,
     order: np.ndarray,
+    asks: Asks,
     layout: Layout,
     shape: Shape,
     parts: int,
-    targets: int,
 ) -> np.ndarray:
     """The features of batches, as `batches.make_batches` makes their tokens; the arguments are the same.
 
@@ -92,7 +93,6 @@ def make(
     """
     lead, width = order.shape[:-1], features.values.shape[-1]
     if not features.per_token:
-        asks = batches.asks_of(encoded, order, targets)
         own = features.values[np.where(asks.target == batches.NONE, 0, asks.target)].astype(jnp.dtype(dtype))
         return np.broadcast_to(own, (parts, *own.shape))
     places = batches.places_of(encoded, order, layout, shape)

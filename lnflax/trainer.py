@@ -232,13 +232,13 @@ def train_batches(trainer: Trainer, epoch: Epoch, begin: int, stop: int) -> tupl
     room = ((0, trainer.capacity - (stop - begin)), (0, 0), (0, 0))
     order = np.pad(epoch.order[begin:stop], room, constant_values=batches.NONE)
     layout = Layout(*(np.pad(part[begin:stop], room) for part in epoch.layout))
-    targets = batches.capacity(trainer.train, trainer.config.batch_size, shape)
-    made: Any = batches.make_batches(trainer.train, order, layout, shape, plan.batch_parts, targets)
+    room_for = batches.capacity(trainer.train, trainer.config.batch_size, shape)
+    where = (batches.asks_of(trainer.train, order, room_for), layout, shape, plan.batch_parts)
+    made: Any = batches.make_batches(trainer.train, order, *where)
     known = None
     if trainer.features is not None:
         dtype = trainer.recipe.model.dtype
-        parts = plan.batch_parts
-        known = features.make(trainer.features, dtype, trainer.train, order, layout, shape, parts, targets)
+        known = features.make(trainer.features, dtype, trainer.train, order, *where)
     return devices.put(plan.by_part((made, known)), plan.devices)
 
 

@@ -19,7 +19,7 @@ ORDER = np.array([[2, 0, 1, NONE]])
 def plain(order, shape, parts, encoded=ENCODED):
     """One example a row."""
     layout, _ = packing.plain(batches.sizes(encoded, order), shape.length)
-    return batches.make_batches(encoded, order, layout, shape, parts, order.shape[-1])
+    return batches.make_batches(encoded, order, batches.asks_of(encoded, order, order.shape[-1]), layout, shape, parts)
 
 
 def test_a_batch_written_by_hand():
@@ -46,15 +46,15 @@ TAGGED = Encoded(
 
 
 def test_words_are_asked_at_their_own_tokens():
+    asks = batches.asks_of(TAGGED, ORDER, 6)
     layout = Layout(np.array([[1, 0, 1, 0]], np.int32), np.array([[0, 0, 4, 0]], np.int32))
-    batch = batches.make_batches(TAGGED, ORDER, layout, Shape(2, 6), parts=1, targets=6)
+    batch = batches.make_batches(TAGGED, ORDER, asks, layout, Shape(2, 6), parts=1)
     assert batch.targets.row.tolist() == [[[1, 1, 1, 0, 0, 0]]]
     assert batch.targets.position.tolist() == [[[0, 1, 3, 0, 2, 0]]]
     assert batch.targets.label.tolist() == [[[7, 9, 3, 5, 6, 0]]]
     assert batch.targets.weight.tolist() == [[[1, 1, 1, 1, 1, 0]]]
-    asks = batches.asks_of(TAGGED, ORDER, 6)
     assert asks.target.tolist() == [[2, 3, 4, 0, 1, NONE]] and asks.column.tolist() == [[0, 0, 0, 1, 1, 0]]
-    halves = batches.make_batches(TAGGED, ORDER, layout, Shape(2, 6), parts=2, targets=6)
+    halves = batches.make_batches(TAGGED, ORDER, asks, layout, Shape(2, 6), parts=2)
     assert halves.targets.weight.tolist() == [[[0, 0, 0, 1, 1, 0]], [[1, 1, 1, 0, 0, 0]]]
     assert halves.targets.row.tolist() == [[[0] * 6], [[0] * 6]]
 
@@ -83,7 +83,7 @@ def test_two_parts_are_halves_whose_rows_are_their_own_and_whose_examples_are_th
 def test_packed_rows_hold_the_same_examples_elsewhere():
     # The examples of 4 and 2 tokens share the second row, that of 3 has the first.
     layout = Layout(np.array([[1, 0, 1, 0]], np.int32), np.array([[0, 0, 4, 0]], np.int32))
-    batch = batches.make_batches(ENCODED, ORDER, layout, Shape(2, 6), parts=1, targets=4)
+    batch = batches.make_batches(ENCODED, ORDER, batches.asks_of(ENCODED, ORDER, 4), layout, Shape(2, 6), parts=1)
     assert batch.tokens.tolist() == [[[[11, 12, 13, 0, 0, 0], [31, 32, 33, 34, 21, 22]]]]
     assert batch.token_types.tolist() == [[[[0, 0, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0]]]]
     assert batch.positions.tolist() == [[[[0, 1, 2, 0, 0, 0], [0, 1, 2, 3, 0, 1]]]]

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from lnflax import features, step, tokens, trainer
+from lnflax import batches, features, step, tokens, trainer
 from lnflax.packing import Layout, Shape
 from lnflax.tokens import Encoded
 from tests import grids
@@ -75,7 +75,8 @@ def test_rows_of_features_by_hand():
     )
     known = features.Features(np.arange(5, dtype=np.float32)[:, None] + 1, per_token=True)
     layout = Layout(np.array([[1, 0]]), np.array([[1, 0]]))
-    made = features.make(known, "float32", encoded, np.array([[0, 1]]), layout, Shape(2, 4), 2, 2)
+    order = np.array([[0, 1]])
+    made = features.make(known, "float32", encoded, order, batches.asks_of(encoded, order, 2), layout, Shape(2, 4), 2)
     assert made[..., 0].tolist() == [[[[3, 4, 5, 0]]], [[[0, 1, 2, 0]]]]
 
 
