@@ -9,12 +9,11 @@ Expected, by the paper: LayerNorms close to full fine-tuning here too, the rando
 
 from ml_collections import ConfigDict
 
-from configs import base, table1
+from configs import table1, token
 
 
 def get_config() -> ConfigDict:
-    config = base.get_config()
-    config.model.name = "google-bert/bert-base-cased"
+    config = token.get_config()
     config.tasks = ("pos", "ner")
     config.settings = table1.get_config().settings
     return config

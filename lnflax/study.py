@@ -63,7 +63,7 @@ def _folder(workdir: Path, cell: Cell) -> Path:
 def _plan_line(cell: Cell, config: Config, done: bool) -> str:
     parts, rows = cell.parts, cell.parts[0].rows
     plan, first = parts[0].plan, parts[0]
-    per_epoch = epoch_steps(cell.data.train.examples, config.batch_size)
+    per_epoch = _epoch_steps(cell, config)
     count = f"{len(parts)} parts of {len(first.seeds)}×{len(first.rates)}, " if len(parts) > 1 else ""
     spread = f"{len(plan.seeds[0])}×{len(plan.rates[0])} on each of {len(plan.seeds)}"
     group = f" groups of {plan.batch_parts} devices" if plan.batch_parts > 1 else " devices"

@@ -84,10 +84,15 @@ class Texts(NamedTuple):
         """How many there are."""
         return len(self.columns[0])
 
+    @property
+    def tagged(self) -> bool:
+        """Whether they are lists of words."""
+        return not isinstance(self.columns[0][0], str)
+
     def part(self, chosen: np.ndarray) -> Texts:
         """The chosen examples."""
         columns = tuple([column[i] for i in chosen] for column in self.columns)
-        if len(self.labels) == self.examples and isinstance(self.columns[0][0], str):
+        if not self.tagged:
             return Texts(columns, self.labels[chosen])
         ends = np.cumsum([len(words) for words in self.columns[0]])
         own = [self.labels[ends[i] - len(self.columns[0][i]) : ends[i]] for i in chosen]

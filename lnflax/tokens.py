@@ -92,7 +92,7 @@ def encode(tokenizer: Any, texts: Texts, max_length: int) -> Encoded:
     A word's tag is asked of its first token. One without any, or whose first is cut away, is not asked for.
     """
     path = cache_folder() / f"tokens-{_key(tokenizer, texts, max_length)}.safetensors"
-    make = _of_words if _has_words(texts) else Encoded.of_sentences
+    make = _of_words if texts.tagged else Encoded.of_sentences
     try:
         return make(**load_file(path), labels=texts.labels)
     except (FileNotFoundError, SafetensorError, OSError, TypeError):
@@ -101,10 +101,6 @@ def encode(tokenizer: Any, texts: Texts, max_length: int) -> Encoded:
     content = save(made)
     keep(path, lambda file: file.write(content))
     return make(**made, labels=texts.labels)
-
-
-def _has_words(texts: Texts) -> bool:
-    return not isinstance(texts.columns[0][0], str)
 
 
 def _of_words(
@@ -126,17 +122,16 @@ def _of_words(
 
 
 def _tokenize(tokenizer: Any, texts: Texts, max_length: int) -> dict[str, np.ndarray]:
-    tagged = _has_words(texts)
     rows = tokenizer(
         *texts.columns,
         truncation="longest_first",
         max_length=max_length,
         return_token_type_ids=True,
-        is_split_into_words=tagged,
+        is_split_into_words=texts.tagged,
     )
     lengths = [len(row) for row in rows["input_ids"]]
     words = {}
-    if tagged:
+    if texts.tagged:
         of_tokens = [-1 if word is None else word for i in range(len(lengths)) for word in rows.word_ids(i)]
         words = {"words": np.array(of_tokens, np.int32), "counts": np.array([len(own) for own in texts.columns[0]])}
     return {
@@ -159,9 +154,9 @@ def _key(tokenizer: Any, texts: Texts, max_length: int) -> str:
     for column in texts.columns:
         sha.update(f"\x1e{len(column)}".encode())
         for text in column:
-            if not isinstance(text, str):
+            if texts.tagged:
                 sha.update(f"\x1d{len(text)}".encode())
-            for word in [text] if isinstance(text, str) else text:
+            for word in text if texts.tagged else [text]:
                 raw = word.encode("utf-8", "surrogatepass")
                 sha.update(f"\x1f{len(raw)}\x1f".encode() + raw)
     return sha.hexdigest()
