@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from lnflax import bert, rules
+from lnflax import bert, rules, sources
 from lnflax.bert import BertConfig
 from lnflax.errors import InputError
 
@@ -29,11 +29,8 @@ def find(name: str) -> Path:
     Raises:
         InputError: no such folder, or the hub has no such model, or cannot be reached.
     """
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
+    if folder := sources.folder("model.name", name, "a checkpoint folder or a hub id"):
         return folder
-    if name.startswith(("/", ".", "~")) or name.count("/") > 1 or not name:
-        raise InputError(f"model.name: no folder {name!r}; give a checkpoint folder or a hub id")
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lnflax import sources
 from lnflax.errors import InputError
 
 # The endings of a split's name in a folder: CoNLL-2003's own files are eng.train, eng.testa and eng.testb.
@@ -45,7 +46,7 @@ def read(task: str, path: str, splits: Iterable[str], *, spans: bool) -> dict[st
     """Those of `splits` that a corpus has.
 
     Args:
-        task: its name, of the folder inside `path` and of the hub's configuration.
+        task: its name, of a folder inside `path` if there is one, and of the hub's column of tags.
         path: `nltk` for its treebank; a folder; or a hub id.
         splits: their names. In a folder `SPLIT*.parquet`, `SPLIT.jsonl` (an object of `tokens` and `tags` a line), or
             any other text file whose name begins or ends with the split's name: columns, the word first, the tag last.
@@ -57,14 +58,12 @@ def read(task: str, path: str, splits: Iterable[str], *, spans: bool) -> dict[st
     if path == "nltk":
         found = read_treebank()
         return {split: found[split] for split in splits if split in found}
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    folder = sources.folder("data.path", path, "a hub id, a folder, nltk or synthetic")
+    if folder is None:
+        found = _read_hub(task, path, splits)
+    else:
         inner = folder / task
         found = _read_folder(task, inner if inner.is_dir() else folder, splits)
-    elif path.startswith(("/", ".", "~")) or path.count("/") > 1:
-        raise InputError(f"data.path: no folder {path!r}; give a hub id, a folder, nltk or synthetic")
-    else:
-        found = _read_hub(task, path, splits)
     if spans:
         return {split: _spans(split, tagged) for split, tagged in found.items()}
     return found
@@ -170,28 +169,14 @@ def read_json_lines(file: Path) -> Tagged:
 
 
 def _read_parquet(task: str, files: list[Path], split: str) -> Tagged:
-    import datasets
-
-    datasets.disable_progress_bars()
-    where = files[0].parent
-    table = _load(where, lambda: datasets.Dataset.from_parquet([str(file) for file in files]))
+    where, names = files[0].parent, [str(file) for file in files]
+    table = sources.load(str(where), lambda datasets: datasets.Dataset.from_parquet(names))
     return _of_table(task, where, split, table)
 
 
 def _read_hub(task: str, path: str, splits: Iterable[str]) -> dict[str, Tagged]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    tables = _load(path, lambda: datasets.load_dataset(path))
+    tables = sources.load(path, lambda datasets: datasets.load_dataset(path))
     return {split: _of_table(task, path, split, tables[split]) for split in splits if split in tables}
-
-
-def _load(where: Any, load: Callable[[], Any]) -> Any:
-    try:
-        return load()
-    except Exception as error:  # datasets raises what its readers raise: one line for all of them
-        reason = str(error.__cause__ or error).strip().splitlines()
-        raise InputError(f"data.path: {where}: {reason[0] if reason else type(error).__name__}") from error
 
 
 def _of_table(task: str, where: Any, split: str, table: Any) -> Tagged:

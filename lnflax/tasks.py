@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lnflax import corpora, streams, synthetic, synthetic_tags
+from lnflax import corpora, sources, streams, synthetic, synthetic_tags
 from lnflax.corpora import Tagged
 from lnflax.errors import InputError
 
@@ -163,26 +162,16 @@ def _sentences(task: Task, path: str, splits: tuple[str, ...]) -> dict[str, Any]
 
 def _read(task: str, path: str, splits: tuple[str, ...]) -> dict[str, Any]:
     """Split name to a table of columns, for those of `splits` that are there."""
-    folder = Path(path).expanduser()
-    if not folder.is_dir() and (path.startswith(("/", ".", "~")) or path.count("/") > 1):
-        raise InputError(f"data.path: no folder {path!r}; give a hub id, a folder in the hub's layout, or synthetic")
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        if folder.is_dir():
-            files = {split: sorted(map(str, (folder / task).glob(f"{split}-*.parquet"))) for split in splits}
-            files = {split: names for split, names in files.items() if names}
-            if not files:
-                raise InputError(f"data.path: {path!r} has no {task}/SPLIT-*.parquet")
-            tables = datasets.load_dataset("parquet", data_files=files)
-        else:
-            tables = datasets.load_dataset(path, task)
-    except InputError:
-        raise
-    except Exception as error:  # datasets raises what its readers raise: one line for all of them
-        reason = str(error.__cause__ or error).strip().splitlines()
-        raise InputError(f"data.path: {path!r}, {task}: {reason[0] if reason else type(error).__name__}") from error
+    folder = sources.folder("data.path", path, "a hub id, a folder in the hub's layout, or synthetic")
+    where = f"{path!r}, {task}"
+    if folder is None:
+        tables = sources.load(where, lambda datasets: datasets.load_dataset(path, task))
+    else:
+        files = {split: sorted(map(str, (folder / task).glob(f"{split}-*.parquet"))) for split in splits}
+        files = {split: names for split, names in files.items() if names}
+        if not files:
+            raise InputError(f"data.path: {path!r} has no {task}/SPLIT-*.parquet")
+        tables = sources.load(where, lambda datasets: datasets.load_dataset("parquet", data_files=files))
     return {split: {name: table[name] for name in table.column_names} for split, table in tables.items()}
 
 
