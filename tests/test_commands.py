@@ -1,6 +1,5 @@
 """The command line as a user meets it. Commands that fail are run in one process that forks, to save the imports."""
 
-import io
 import json
 import os
 import subprocess
@@ -11,24 +10,13 @@ import jax
 import numpy as np
 import pytest
 import safetensors
-from rich.console import Console
 
-from configs import base
-from lnflax import config, results, selection, study
-from lnflax.progress import Reporter
+from lnflax import results, selection, study
 from tests import tiny
+from tests.studies import GRID, cell, run
 
 ROOT = Path(__file__).parents[1]
 DEVICES = {"JAX_NUM_CPU_DEVICES": "4"}
-GRID = {
-    "data.path": "synthetic",
-    "max_length": 32,
-    "max_train_examples": 70,
-    "seeds": (0, 1),
-    "learning_rates": (1e-3, 3e-3),
-    "epochs": 2,
-}
-
 # Runs each command line in a fork of its own, as `python train.py …` would: file descriptors, exit code and all.
 FORKS = """
 import json, os, runpy, sys, traceback, warnings
@@ -77,27 +65,6 @@ def overrides(**fields):
 def command(*arguments, environment=None):
     line, environment = [sys.executable, *arguments], os.environ | DEVICES | (environment or {})
     return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
-def given(model, **fields):
-    """The config of `configs/base.py` on the tiny model, small, and changed."""
-    changed = base.get_config()
-    changed.update_from_flattened_dict({"model.name": str(model), **GRID, **fields})
-    return changed
-
-
-def run(model, workdir, *, dry_run=False, **fields):
-    """A study in this process; what it says."""
-    said = io.StringIO()
-    reporter = Reporter(Console(file=said, width=200))
-    study.run(config.parse(given(model, **fields)), workdir, reporter, dry_run=dry_run)
-    return said.getvalue()
-
-
-def cell(workdir, task, setting="frozen"):
-    """results.json, the lines of metrics.jsonl, the predictions and their metadata."""
-    folder = workdir / task / setting
-    return results.read_json(folder / "results.json"), results.read_metrics(folder), *results.read_predictions(folder)
 
 
 @pytest.fixture(scope="module")
@@ -193,14 +160,14 @@ def test_results_json_is_the_contracts(trained):
     runs = record["runs"]
     order = [(run["seed"], run["learning_rate"]) for run in runs]
     assert order == [(0, 0.001), (0, 0.003), (1, 0.001), (1, 0.003)]
-    for i, run in enumerate(runs):
-        assert list(run) == ["seed", "learning_rate", "status", "diverged_step", "last", "best", "delta"]
-        assert (run["status"], run["diverged_step"], run["delta"]) == ("finished", None, None)
+    for i, one in enumerate(runs):
+        assert list(one) == ["seed", "learning_rate", "status", "diverged_step", "last", "best", "delta"]
+        assert (one["status"], one["diverged_step"], one["delta"]) == ("finished", None, None)
         for kind in ("last", "best"):
-            assert list(run[kind]) == ["epoch", "train_loss", "eval_loss", "accuracy"]
+            assert list(one[kind]) == ["epoch", "train_loss", "eval_loss", "accuracy"]
             own = predictions[f"{kind}/validation"][i // 2, i % 2]
-            assert run[kind]["accuracy"] == np.mean(own == predictions["labels/validation"])
-        assert run["last"]["epoch"] == 2 and run["best"]["epoch"] in (1, 2)
+            assert one[kind]["accuracy"] == np.mean(own == predictions["labels/validation"])
+        assert one["last"]["epoch"] == 2 and one["best"]["epoch"] in (1, 2)
     assert about == {
         "seeds": "[0, 1]",
         "learning_rates": "[0.001, 0.003]",
@@ -249,8 +216,8 @@ def test_metrics_jsonl_has_a_line_a_run_and_epoch(trained):
     runs = [(0, 0.001), (0, 0.003), (1, 0.001), (1, 0.003)]
     order = [(line["epoch"], line["step"], line["seed"], line["learning_rate"]) for line in lines]
     assert order == [(1, 5, *run) for run in runs] + [(2, 10, *run) for run in runs]
-    for run, line in zip(record["runs"], lines[4:], strict=True):
-        assert run["last"] == {name: line[name] for name in run["last"]}
+    for own, line in zip(record["runs"], lines[4:], strict=True):
+        assert own["last"] == {name: line[name] for name in own["last"]}
 
 
 def test_another_workdir_gives_the_same_bytes(trained, model, place):

@@ -17,7 +17,7 @@ from lnflax.errors import InputError
 from lnflax.tasks import TASKS, Texts
 from lnflax.tokens import Asked, Encoded
 from tests import grids, tiny
-from tests.test_commands import cell, given, run
+from tests.studies import cell, given, run
 
 ROOT = Path(__file__).parents[1]
 VOCAB = [*tiny.SPECIAL, "do", "n", "'", "t", "a", "##d"]

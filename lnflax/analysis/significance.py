@@ -55,7 +55,7 @@ def statistics(metric: str, predictions: np.ndarray, labels: np.ndarray) -> Sums
     if metric == "accuracy":
         return Sums(np.stack([np.ones_like(p), p == t], axis=-1), lambda s: s[..., 1] / s[..., 0])
     if metric == "f1":
-        return Sums(np.stack([(p == 1) & (t == 1), p == 1, t == 1], axis=-1).astype(np.float64), fraction_f1)
+        return Sums(np.stack([(p == 1) & (t == 1), p == 1, t == 1], axis=-1).astype(np.float64), _f1)
     if metric == "matthews" and t.max(initial=0) <= 1:
         return Sums(np.stack([p == 1, t == 1, (p == 1) & (t == 1), np.ones_like(p)], axis=-1), _matthews)
     raise ValueError(f"{metric} is no function of sums over examples")
@@ -64,10 +64,10 @@ def statistics(metric: str, predictions: np.ndarray, labels: np.ndarray) -> Sums
 def entity_sums(correct: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> Sums:
     """F1 of entities, from their counts in each sentence, `[seeds, sentences]`."""
     actual = np.broadcast_to(actual, predicted.shape)
-    return Sums(np.stack([correct, predicted, actual], axis=-1).astype(np.float64), fraction_f1)
+    return Sums(np.stack([correct, predicted, actual], axis=-1).astype(np.float64), _f1)
 
 
-def fraction_f1(s: np.ndarray) -> np.ndarray:
+def _f1(s: np.ndarray) -> np.ndarray:
     """F1 from how many are right, predicted and there; 0 where there is neither."""
     both = s[..., 1] + s[..., 2]
     return np.divide(2 * s[..., 0], both, out=np.zeros_like(both), where=both > 0)

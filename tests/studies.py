@@ -1,0 +1,39 @@
+"""Small studies of the tiny model in this process, and what they leave."""
+
+import io
+
+from rich.console import Console
+
+from configs import base
+from lnflax import config, results, study
+from lnflax.progress import Reporter
+
+GRID = {
+    "data.path": "synthetic",
+    "max_length": 32,
+    "max_train_examples": 70,
+    "seeds": (0, 1),
+    "learning_rates": (1e-3, 3e-3),
+    "epochs": 2,
+}
+
+
+def given(model, **fields):
+    """The config of `configs/base.py` on the tiny model, small, and changed."""
+    changed = base.get_config()
+    changed.update_from_flattened_dict({"model.name": str(model), **GRID, **fields})
+    return changed
+
+
+def run(model, workdir, *, dry_run=False, **fields):
+    """A study in this process; what it says."""
+    said = io.StringIO()
+    reporter = Reporter(Console(file=said, width=200))
+    study.run(config.parse(given(model, **fields)), workdir, reporter, dry_run=dry_run)
+    return said.getvalue()
+
+
+def cell(workdir, task, setting="frozen"):
+    """results.json, the lines of metrics.jsonl, the predictions and their metadata."""
+    folder = workdir / task / setting
+    return results.read_json(folder / "results.json"), results.read_metrics(folder), *results.read_predictions(folder)
