@@ -21,6 +21,7 @@ from lnflax.errors import InputError, nearest
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with its argument after a colon.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder that the results go to.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what trains and the plan; train nothing.")
+CELLS = flags.DEFINE_string("cells", None, "i/n: train the i-th of n shares of the cells, without any lock.")
 
 
 class ConfigParser(flags.ArgumentParser):
@@ -69,10 +70,10 @@ def _check_field(config: Any, path: str) -> None:
         config = config[name]
 
 
-def fail(message: str) -> NoReturn:
-    """One line, exit code 2."""
+def fail(message: str, code: int = 2) -> NoReturn:
+    """One line, and an exit code: 2 for bad input, 1 for a disk that fails, 75 for a study that was asked to stop."""
     sys.stderr.write(f"train.py: {' '.join(message.split())}\n")
-    sys.exit(2)
+    sys.exit(code)
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
@@ -95,7 +96,7 @@ def main(_: list[str]) -> None:
     """Calls the library once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is no news here
-    from lnflax import compiling, config, devices, study, tokens
+    from lnflax import compiling, config, devices, interruption, study, tokens
     from lnflax.progress import Reporter
 
     devices.be_deterministic()
@@ -107,9 +108,15 @@ def main(_: list[str]) -> None:
     if trouble := compiling.keep(tokens.cache_folder() / "xla"):
         reporter.warn(trouble)
     try:
-        study.run(config.parse(CONFIG.value), Path(str(WORKDIR.value)), reporter, dry_run=DRY_RUN.value)
-    except (InputError, OSError) as error:
+        share = study.Share.parse(CELLS.value) if CELLS.value is not None else None
+        given, workdir = config.parse(CONFIG.value), Path(str(WORKDIR.value))
+        study.run(given, workdir, reporter, dry_run=DRY_RUN.value, share=share)
+    except InputError as error:
         fail(str(error))
+    except OSError as error:
+        fail(str(error), 1)
+    except (interruption.Interrupted, KeyboardInterrupt) as error:
+        fail(str(error) or "interrupted before the first step", interruption.EXIT_CODE)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,20 @@ import jax
 import numpy as np
 
 from configs import base, demo
-from lnflax import batches, bert, cells, checkpoint, config, rules, settings, tasks, tokens, trainer
+from lnflax import (
+    batches,
+    bert,
+    cells,
+    checkpoint,
+    config,
+    coverage,
+    rules,
+    settings,
+    task_data,
+    tasks,
+    tokens,
+    trainer,
+)
 from lnflax.memory import Cut
 from lnflax.tokens import Encoded
 
@@ -26,13 +39,14 @@ class Cell:
     states: list[Any]
     run_steps: int
 
-    def epoch(self, clock: Callable[[], float] = time.perf_counter) -> tuple[float, list[trainer.Done]]:
-        """All runs through the epoch, losses fetched: seconds, and what each part gave."""
-        begin, done = clock(), []
+    def epoch(self, clock: Callable[[], float] = time.perf_counter) -> float:
+        """All runs through the epoch, losses fetched: seconds."""
+        begin = clock()
         for i, own in enumerate(self.parts):
-            self.states[i], part = trainer.train_epoch(own, self.states[i], 1, lambda steps: None)
-            done.append(part)
-        return clock() - begin, done
+            order = trainer.plan_epoch(own, 1)
+            step = (order, 1, 0, lambda steps: None, lambda: False)
+            self.states[i], _ = trainer.train_steps(own, self.states[i], *step)
+        return clock() - begin
 
 
 def make_study(**fields: Any) -> config.Config:
@@ -56,21 +70,22 @@ def make_cell(
         setting, study.options, layers=shape.num_hidden_layers, hidden_size=shape.hidden_size, user_rules={}
     )
     body = checkpoint.read_body(FOLDER, shape)
-    model = cells.Model(body, checkpoint.body_sha256(body))
+    model = task_data.Model(body, checkpoint.body_sha256(body))
     shapes = rules.flatten(bert.parameter_shapes(shape))
     params = rules.unflatten({path: body.get(path, leaf) for path, leaf in shapes.items()})
     recipe, _ = cells.make_recipe(study, rule, shape, params)
     steps = [
-        batches.sizes(examples, cells.all_orders(study, about, examples.examples))
+        batches.sizes(examples, task_data.all_orders(study, about, examples.examples))
         for examples in (train, whole)
         if examples is not None
     ]
-    rows = functools.cache(functools.partial(cells.lay_rows, study, shape, np.concatenate(steps)))
-    data = cells.TaskData(about, shape, model, train, {}, (), (), rows)
+    rows = functools.cache(functools.partial(task_data.lay_rows, study, shape, np.concatenate(steps)))
+    data = task_data.TaskData(about, shape, model, train, {}, {}, (), (), rows)
     cut, parts = cells.make_parts(f"{task}/{setting}", study, recipe, data, jax.local_device_count(), cut)
     recipe = dataclasses.replace(recipe, recompute=cut.recompute)
-    own = cells.Cell(data, rule, recipe, 1, cut, parts, {})
-    made = [cells.make_trainer(own, part, study)[0] for part in parts]
+    whole_cell = coverage.cover(study.seeds, study.learning_rates)
+    own = cells.Cell(data, rule, study, whole_cell, recipe, 1, cut, parts, {})
+    made = [cells.make_trainer(own, part)[0] for part in parts]
     count = batches.epoch_steps(train.examples, study.batch_size)
     runs = len(study.seeds) * len(study.learning_rates)
     return Cell(made, [trainer.start(part) for part in made], runs * count)

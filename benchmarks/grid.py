@@ -25,7 +25,7 @@ def measure(setting: str, length: int, rounds: int) -> tuple[list[float], list[f
         cell.make_cell(setting, TASK, make_examples(21 * 16, length), seeds=(0,), learning_rates=(1e-3,)),
         cell.make_cell(setting, TASK, make_examples(3 * 16, length)),
     )
-    times = [[1e3 * own.epoch()[0] / own.run_steps for own in pair] for _ in range(rounds + 1)][1:]
+    times = [[1e3 * own.epoch() / own.run_steps for own in pair] for _ in range(rounds + 1)][1:]
     alone, grid = zip(*times, strict=True)
     return list(alone), list(grid)
 

@@ -19,7 +19,7 @@ sys.path.pop(0)
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import cell
-from lnflax import batches, cells, checkpoint, devices, packing, tasks
+from lnflax import batches, checkpoint, devices, packing, task_data, tasks
 from lnflax.tokens import Encoded
 
 
@@ -35,9 +35,9 @@ def epoch_waste(task: str, encoded: Encoded, parts: int, packed: bool) -> tuple[
     """Padding of a whole epoch, seeds with shapes of their own, and how many shapes there are."""
     study = cell.make_study(tasks=(task,), packing=packed, epochs=0)
     shape = checkpoint.read_config(cell.FOLDER, pooling="mean", num_outputs=1, dtype="float32")
-    orders = cells.all_orders(study, tasks.TASKS[task], encoded.examples)
+    orders = task_data.all_orders(study, tasks.TASKS[task], encoded.examples)
     steps = batches.sizes(encoded, orders)
-    rows = cells.lay_rows(study, shape, steps, parts, together=False)
+    rows = task_data.lay_rows(study, shape, steps, parts, together=False)
     own = steps.reshape(-1, 1, study.batch_size)
     index, _ = packing.assign(own, rows.shapes, rows.lay)
     computed = np.array([shape.tokens for shape in rows.shapes])[index].sum()
@@ -60,7 +60,7 @@ def main() -> None:
         some = first(whole, min(flags.steps * 16, len(whole.labels)))
         for setting in flags.settings.split(","):
             pair = [cell.make_cell(setting, task, some, whole, packing=packed) for packed in (True, False)]
-            rounds = [[1e3 * own.epoch()[0] / own.run_steps for own in pair] for _ in range(flags.rounds + 1)][1:]
+            rounds = [[1e3 * own.epoch() / own.run_steps for own in pair] for _ in range(flags.rounds + 1)][1:]
             packed, plain = (statistics.median(times) for times in zip(*rounds, strict=True))
             parts = pair[0].parts[0].plan.batch_parts
             shares = [epoch_waste(task, whole, parts, packed=own) for own in (True, False)]

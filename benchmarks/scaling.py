@@ -40,7 +40,7 @@ def measure(setting: str, seeds: int, rates: int, batch: int, length: int, round
     examples = make_examples(8 * batch, length)
     fields = {"seeds": tuple(range(seeds)), "learning_rates": RATES[:rates], "batch_size": batch}
     own = cell.make_cell(setting, TASK, examples, **fields)
-    times = [own.epoch()[0] for _ in range(rounds + 1)][1:]
+    times = [own.epoch() for _ in range(rounds + 1)][1:]
     return 1e3 * statistics.median(times) / 8, 1e3 * statistics.median(times) / own.run_steps
 
 

@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     config.packing = True  # several examples a row; the same examples a step, and no other result than plain rows
     config.frozen_dropout = True  # False: none below the first trained parameter, which is then computed once for all
     config.report_epoch = "last"  # last | best; both are stored
+    config.save_minutes = 10.0  # between two saves inside an epoch, which is saved at its end anyway; 0: only then
     config.train_pooler = False  # whether the pooler trains beside every setting
     config.schedule = "linear"  # linear (to zero) | constant, after the warm-up
     config.head_init = "normal"  # normal | truncated_normal | zeros, with the checkpoint's initializer_range

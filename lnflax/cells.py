@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import jax
-import numpy as np
 
 from lnflax import (
     batches,
     bert,
     checkpoint,
+    coverage,
     devices,
     evaluation,
     features,
@@ -28,6 +27,7 @@ from lnflax import (
     rules,
     settings,
     shapes,
+    task_data,
     tasks,
     tokens,
     trained,
@@ -36,6 +36,7 @@ from lnflax import (
 )
 from lnflax.bert import BertConfig
 from lnflax.config import Config
+from lnflax.coverage import Coverage
 from lnflax.errors import InputError
 from lnflax.evaluation import Evaluation
 from lnflax.grid import Chunks
@@ -43,40 +44,18 @@ from lnflax.memory import Cut, Size
 from lnflax.packing import Shape
 from lnflax.settings import Setting
 from lnflax.step import Recipe
-from lnflax.tasks import TASKS, Task
-from lnflax.tokens import Encoded
+from lnflax.task_data import Model, TaskData
+from lnflax.tasks import TASKS
 from lnflax.trainer import Rows, Trainer
 
 Tree = Any
+UNCUT = Cut(Size(0, 0), Chunks(0, 0), False, 0)  # of a cell that has nothing to train
 SHARED_SHAPE = 1.1  # what seeds of one shape cost more by their padding
-SHAPES = 8  # the most of a task: each is a compilation of seconds
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A checkpoint's body: its values (float32, by path), and their hash."""
-
-    body: dict[str, np.ndarray]
-    sha256: str
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskData:
-    """A task's examples as token ids, the model with the task's head, and how examples are laid into rows."""
-
-    task: Task
-    shape: BertConfig
-    model: Model
-    train: Encoded
-    evals: dict[str, Encoded]
-    absent: tuple[str, ...]
-    notes: tuple[str, ...]  # what a user should know of the data
-    rows: Callable[[int, bool], Rows]  # for so many devices a batch, and whether the seeds of a step share a shape
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Runs of a cell that train together: by the places of their seeds and rates in the config's lists."""
+    """Runs of a cell that train together: by the places of their seeds and rates in the cell's lists."""
 
     seeds: tuple[int, ...]
     rates: tuple[int, ...]
@@ -86,19 +65,22 @@ class Part:
 
     def config(self, config: Config) -> Config:
         """The config of these runs alone."""
-        return dataclasses.replace(
-            config,
-            seeds=tuple(config.seeds[i] for i in self.seeds),
-            learning_rates=tuple(config.learning_rates[i] for i in self.rates),
-        )
+        seeds, rates = self.seeds, self.rates
+        return config.of_runs([config.seeds[i] for i in seeds], [config.learning_rates[i] for i in rates])
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One number ± deviation of a table: all runs of one task and setting, in parts that train one after another."""
+    """One number ± deviation of a table: all runs of one task and setting.
+
+    `config` has the seeds and rates of the whole cell; the runs that it lacks are in parts, which train one after
+    another; a cell that is done has none.
+    """
 
     data: TaskData
     setting: Setting
+    config: Config
+    coverage: Coverage
     recipe: Recipe
     epochs: int
     cut: Cut
@@ -110,9 +92,21 @@ class Cell:
         """TASK/SETTING."""
         return f"{self.data.task.name}/{self.setting.name}"
 
+    @property
+    def epoch_steps(self) -> int:
+        """Updates of an epoch."""
+        return batches.epoch_steps(self.data.train.examples, self.config.batch_size)
 
-def prepare(config: Config, device_count: int) -> list[Cell]:
+
+def prepare(
+    config: Config, device_count: int, coverages: Mapping[tuple[str, str], Coverage] | None = None
+) -> list[Cell]:
     """All cells of a study, in the order tasks, then settings.
+
+    Args:
+        config: the study's.
+        device_count: how many devices there are.
+        coverages: of each (task, setting), what it has and lacks; all of the config's runs where it is not given.
 
     Raises:
         InputError: anything of the config does not fit the model, the data or the devices.
@@ -125,25 +119,26 @@ def prepare(config: Config, device_count: int) -> list[Cell]:
         most = shape.max_position_embeddings
         raise InputError(f"max_length: {config.max_length}; the model has {most} positions")
     tokenizer = tokens.load_tokenizer(folder)
-    read = functools.cache(functools.partial(_read_model, folder))
+    read = functools.cache(functools.partial(task_data.read_model, folder))
+    whole = coverage.cover(config.seeds, config.learning_rates)
     cells = []
     for name in config.tasks:
         # A word's own token is read, whatever sentences do.
         own = dataclasses.replace(shape, pooling="cls") if TASKS[name].tagged else shape
-        data = _task_data(config, own, read(own), tokenizer, TASKS[name])
-        cells += [_cell(config, data, _setting(config, own, setting), device_count) for setting in config.settings]
+        asked = {setting: (coverages or {}).get((name, setting), whole) for setting in config.settings}
+        seeds = tuple(dict.fromkeys(seed for each in asked.values() for seed in each.seeds))
+        data = task_data.load(config.of_runs(seeds, config.learning_rates), own, read(own), tokenizer, TASKS[name])
+        cells += [
+            make_cell(config, data, _setting(config, own, setting), asked[setting], device_count)
+            for setting in config.settings
+        ]
     return cells
 
 
-def _read_model(folder: Path, shape: BertConfig) -> Model:
-    body = checkpoint.read_body(folder, shape)
-    return Model(body, checkpoint.body_sha256(body))
-
-
-def make_trainer(cell: Cell, part: Part, config: Config) -> tuple[Trainer, dict[str, Evaluation]]:
+def make_trainer(cell: Cell, part: Part) -> tuple[Trainer, dict[str, Evaluation]]:
     """What a part of a cell needs on its devices: for training, and for each development set."""
-    own, data, knee = part.config(config), cell.data, work.knee(cell.data.shape)
-    model = data.model
+    config, data, knee = cell.config, cell.data, work.knee(cell.data.shape)
+    own, model = part.config(config), data.model
     made = trainer.make_trainer(
         own,
         cell.recipe,
@@ -192,84 +187,63 @@ def _params(shape: BertConfig, model: Model) -> Tree:
     return rules.unflatten({path: model.body.get(path, leaf) for path, leaf in flat.items()})
 
 
-def _task_data(config: Config, shape: BertConfig, model: Model, tokenizer: Any, task: Task) -> TaskData:
-    texts = tasks.load(task, config.data_path, config.eval_split, config.max_train_examples)
-    train = tokens.encode(tokenizer, texts.train, config.max_length)
-    evals = {split: tokens.encode(tokenizer, part, config.max_length) for split, part in texts.evals.items()}
-    task = texts.task
-    for split, part in {"train": train, **evals}.items():
-        if not len(part.asked.label):
-            raise InputError(f"data.path: {task.name} {split}: no word has a token")
-    largest = max(int(part.tokens.max()) for part in (train, *evals.values()))
-    if largest >= shape.vocab_size:
-        raise InputError(f"model.name: the tokenizer gives token {largest}, the model knows {shape.vocab_size}")
-    shape = dataclasses.replace(shape, num_outputs=task.num_outputs)
-    steps = batches.sizes(train, all_orders(config, task, train.examples))
-    rows = functools.cache(functools.partial(lay_rows, config, shape, steps))
-    notes = [note for split, part in {"train": train, **evals}.items() for note in _notes(task, split, part)]
-    return TaskData(task, shape, model, train, evals, texts.absent, tuple(notes), rows)
+def make_cell(
+    config: Config, data: TaskData, setting: Setting, coverage: Coverage, device_count: int, cut: Cut | None = None
+) -> Cell:
+    """A cell with the runs that it lacks in parts, cut as given or so that they fit the memory.
 
-
-def _notes(task: Task, split: str, part: Encoded) -> list[str]:
-    """Words without a token of their own, and words whose tag the training set lacks."""
-    notes, total = [], len(part.labels)
-    ending = "are not learned from" if split == "train" else "count as wrong"
-    if lost := total - len(part.asked.label):
-        notes.append(f"{task.name} {split}: {lost} of {total} words have no token within max_length, and {ending}")
-    if other := int((part.labels >= task.num_outputs).sum()) if task.unseen else 0:
-        tags = ", ".join(task.unseen)
-        notes.append(f"{task.name} {split}: {other} of {total} words have tags that train lacks, and {ending}: {tags}")
-    return notes
-
-
-def all_orders(config: Config, task: Task, examples: int) -> np.ndarray:
-    """The orders of every epoch, int64 `[steps, seeds, batch]`, for as many as the longest setting has."""
-    epochs = max(config.epochs or tasks.paper_epochs(task, setting) for setting in config.settings)
-    orders = [
-        [batches.epoch_order(task.name, seed, epoch + 1, examples, config.batch_size) for epoch in range(epochs)]
-        for seed in config.seeds
-    ]
-    return np.stack([np.concatenate(own) for own in orders], axis=1)
-
-
-def lay_rows(config: Config, shape: BertConfig, steps: np.ndarray, parts: int, together: bool) -> Rows:
-    """The shapes that hold every step.
-
-    Args:
-        config: the study's.
-        shape: the model's.
-        steps: tokens of the examples, int `[steps, seeds, batch]`.
-        parts: how many devices share a batch.
-        together: whether the seeds of a step share its shape.
+    Raises:
+        InputError: not even one run fits; the message names the cell.
     """
-    if not together:
-        steps = steps.reshape(-1, 1, config.batch_size)
-    if not config.packing:
-        return Rows(packing.plain, packing.plain_shapes(steps, parts=parts))
-    worth = work.least_saving(jax.default_backend(), int(steps.sum()) * len(config.learning_rates))
-    shapes = packing.choose_shapes(steps, knee=work.knee(shape), parts=parts, most=SHAPES, worth=worth)
-    return Rows(packing.first_fit, shapes)
-
-
-def _cell(config: Config, data: TaskData, setting: Setting, device_count: int) -> Cell:
-    model, params = data.model, _params(data.shape, data.model)
-    recipe, drawn = make_recipe(config, setting, data.shape, params)
+    own, model, params = config.of_runs(coverage.seeds, coverage.rates), data.model, _params(data.shape, data.model)
+    recipe, drawn = make_recipe(own, setting, data.shape, params)
     report = trained.report(
         data.task.name,
         setting,
         params,
         recipe.label_tree,
         drawn,
-        seeds=config.seeds,
+        seeds=own.seeds,
         model_name=config.model_name,
         model_sha256=model.sha256,
         options=_mask_options(config, setting),
-        seen=_seen(data),
+        seen=task_data.seen(data),
     )
-    epochs = config.epochs or tasks.paper_epochs(data.task, setting.name)
+    report |= {"data": data.contents}
     name = f"{data.task.name}/{setting.name}"
-    cut, parts = make_parts(name, config, recipe, data, device_count)
-    return Cell(data, setting, dataclasses.replace(recipe, recompute=cut.recompute), epochs, cut, parts, report)
+    recipe = dataclasses.replace(recipe, recompute=bool(cut and cut.recompute))
+    cut, parts = _parts(name, own, recipe, data, coverage, device_count, cut)
+    recipe = dataclasses.replace(recipe, recompute=cut.recompute)
+    epochs = config.epochs or tasks.paper_epochs(data.task, setting.name)
+    return Cell(data, setting, own, coverage, recipe, epochs, cut, parts, report)
+
+
+def _parts(
+    name: str,
+    config: Config,
+    recipe: Recipe,
+    data: TaskData,
+    coverage: Coverage,
+    device_count: int,
+    cut: Cut | None,
+) -> tuple[Cut, tuple[Part, ...]]:
+    """The parts of every rectangle of runs that are lacking; all are cut as the first is."""
+    parts: list[Part] = []
+    for rectangle in coverage.lacking:
+        cut, own = make_parts(name, config.of_runs(*coverage.of(rectangle)), recipe, data, device_count, cut)
+        seeds, rates = (dict(enumerate(places)) for places in rectangle)
+        parts += [
+            dataclasses.replace(
+                part, seeds=tuple(seeds[i] for i in part.seeds), rates=tuple(rates[i] for i in part.rates)
+            )
+            for part in own
+        ]
+    return cut or UNCUT, tuple(parts)
+
+
+def recut(cell: Cell, cut: Cut) -> Cell:
+    """The cell with its runs cut in another way, on as many devices."""
+    return make_cell(cell.config, cell.data, cell.setting, cell.coverage, jax.local_device_count(), cut)
 
 
 def make_recipe(config: Config, setting: Setting, shape: BertConfig, params: Tree) -> tuple[Recipe, list[Tree]]:
@@ -278,13 +252,6 @@ def make_recipe(config: Config, setting: Setting, shape: BertConfig, params: Tre
     drawn = [masks.choose(setting.mask, params, labels, seed) for seed in config.seeds]
     flat = tuple(rules.flatten(labels).items())
     return Recipe(shape, flat, config.optimizer, config.frozen_dropout, gathered=masks.sizes(drawn)), drawn
-
-
-def recut(cell: Cell, config: Config, cut: Cut) -> Cell:
-    """The cell with its runs cut in another way, on as many devices."""
-    recipe = dataclasses.replace(cell.recipe, recompute=cut.recompute)
-    _, parts = make_parts(cell.name, config, recipe, cell.data, jax.local_device_count(), cut)
-    return dataclasses.replace(cell, recipe=recipe, cut=cut, parts=parts)
 
 
 def make_parts(
@@ -356,14 +323,3 @@ def _mask_options(config: Config, setting: Setting) -> dict[str, Any]:
     outliers, random = config.record["outliers"], config.record["random"]
     kinds = {"random": random, "outliers": outliers, "random_norms": {**outliers, "per_seed": random["per_seed"]}}
     return kinds[setting.mask.kind] if setting.mask else {}
-
-
-def _seen(data: TaskData) -> dict[str, np.ndarray]:
-    """Which rows of the embedding tables the training examples read; the others get no gradient."""
-    shape, train = data.shape, data.train
-    words = np.zeros(shape.vocab_size, bool)
-    words[train.tokens] = True
-    types = np.zeros(shape.type_vocab_size, bool)
-    types[train.token_types] = True
-    positions = np.arange(shape.max_position_embeddings) < train.lengths.max()
-    return {"word_embeddings": words, "position_embeddings": positions, "token_type_embeddings": types}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ TYPES: dict[str, type | dict[str, type]] = {
     "packing": bool,
     "frozen_dropout": bool,
     "report_epoch": str,
+    "save_minutes": float,
     "train_pooler": bool,
     "schedule": str,
     "head_init": str,
@@ -53,7 +54,7 @@ TYPES: dict[str, type | dict[str, type]] = {
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False", dict: "a group of fields"}
 SAME = (
     *("epochs", "batch_size", "max_length", "max_train_examples", "packing", "frozen_dropout"),
-    *("report_epoch", "schedule", "head_init"),
+    *("report_epoch", "save_minutes", "schedule", "head_init"),
 )
 
 
@@ -78,12 +79,18 @@ class Config:
     packing: bool
     frozen_dropout: bool
     report_epoch: str
+    save_minutes: float
     schedule: str
     head_init: str
     warmup_ratio: float
     optimizer: OptimizerConfig
     options: Options
     record: dict[str, Any] = dataclasses.field(compare=False)  # the fields as given, for config.json
+
+    def of_runs(self, seeds: Sequence[int], learning_rates: Sequence[float]) -> Config:
+        """The same study over other seeds and rates."""
+        record = {**self.record, "seeds": list(seeds), "learning_rates": list(learning_rates)}
+        return dataclasses.replace(self, seeds=tuple(seeds), learning_rates=tuple(learning_rates), record=record)
 
 
 def parse(given: ConfigDict) -> Config:
@@ -223,6 +230,7 @@ def _check_ranges(c: Config) -> None:
         "batch_size": (c.batch_size, 1),
         "max_length": (c.max_length, 4),
         "max_train_examples": (c.max_train_examples, 0),
+        "save_minutes": (c.save_minutes, 0),
         "optimizer.eps": (adam.eps, 0),
         "optimizer.weight_decay": (adam.weight_decay, 0),
         "optimizer.clip_norm": (adam.clip_norm, 0),

@@ -77,6 +77,18 @@ class Plan:
         places = [[self.owner(seed, rate) for rate in range(rates)] for seed in range(seeds)]
         return np.stack([np.stack([first[g][:, i, j] for g, i, j in row], axis=1) for row in places], axis=1)
 
+    def to_runs(self, tree: Tree) -> Tree:
+        """What the runs own, from all devices to the host: leaves `[devices, seeds, rates, …]` to `[S, R, …]`."""
+        return jax.tree.map(lambda x: self.gather(np.asarray(x)[:, None])[0], tree)
+
+    def of_runs(self, tree: Tree) -> Tree:
+        """The inverse of `to_runs`, on the devices."""
+        groups = [
+            jax.tree.map(lambda x: x[np.ix_(seeds, rates)], tree)  # noqa: B023 - called at once
+            for seeds, rates in zip(self.seeds, self.rates, strict=True)
+        ]
+        return put(self.by_device(groups), self.devices)
+
     def gather_targets(self, values: np.ndarray, part: np.ndarray) -> np.ndarray:
         """The same for `[devices, steps, seeds, rates, targets]`, each target from the part of the batch that has it.
 

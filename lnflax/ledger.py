@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from lnflax import metrics
+from lnflax import metrics, results
 from lnflax.cells import TaskData
 from lnflax.config import Config
 from lnflax.tasks import Task
@@ -28,6 +28,38 @@ class Ledger:
         self.last = np.empty(self.shape, object)
         self.best = np.empty(self.shape, object)
         self.predictions: dict[str, np.ndarray] = {}
+        self.lines: list[dict[str, Any]] = []  # of metrics.jsonl
+
+    def record(self) -> dict[str, Any]:
+        """All but the predictions, as JSON values."""
+        runs = {"diverged": self.diverged, "last": self.last, "best": self.best}
+        return results.plain({**runs, "lines": self.lines})
+
+    def restore(self, record: Mapping[str, Any], predictions: Mapping[str, np.ndarray]) -> None:
+        """What `record` gave, and the predictions."""
+        self.diverged[:] = record["diverged"]
+        for kind in ("last", "best"):
+            for run in np.ndindex(self.shape):
+                getattr(self, kind)[run] = record[kind][run[0]][run[1]]
+        self.lines = list(record["lines"])
+        self.predictions = dict(predictions)
+
+    def adopt(
+        self, runs: Sequence[Mapping[str, Any]], predictions: Mapping[str, np.ndarray], lines: Sequence[dict[str, Any]]
+    ) -> None:
+        """The runs of a finished cell, which are some of this one's; predictions are `[runs, …]`."""
+        places = [self._place(run["seed"], run["learning_rate"]) for run in runs]
+        for place, run in zip(places, runs, strict=True):
+            self.diverged[place] = run["diverged_step"] or 0
+            self.last[place], self.best[place] = run["last"], run["best"]
+        for name, values in predictions.items():
+            self.predictions[name] = np.zeros((*self.shape, *values.shape[1:]), values.dtype)
+            for place, own in zip(places, values, strict=True):
+                self.predictions[name][place] = own
+        self.lines = list(lines)
+
+    def _place(self, seed: int, rate: float) -> Run:
+        return self.config.seeds.index(seed), self.config.learning_rates.index(rate)
 
     def add(
         self,
@@ -43,7 +75,7 @@ class Ledger:
         """An epoch of the runs of some seeds and rates, by their places in the config's lists.
 
         Losses are `[steps, seeds, rates]`, each the mean of so many targets, `[steps, seeds]`; evaluations are those
-        of the same runs. Returns the lines of metrics.jsonl.
+        of the same runs. Returns the lines that metrics.jsonl gets of them.
         """
         lines = []
         for (i, s), (j, r) in itertools.product(enumerate(seeds), enumerate(rates)):
@@ -55,6 +87,7 @@ class Ledger:
             lines.append(
                 {"seed": seed, "learning_rate": rate, "epoch": epoch, "step": step, **row, "seconds": round(seconds, 3)}
             )
+        self.lines += lines
         return lines
 
     def _watch(self, run: Run, first: int, losses: np.ndarray, evals: Evals) -> None:

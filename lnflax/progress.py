@@ -20,7 +20,7 @@ class Reporter:
         if console is None and not self.console.is_terminal:
             self.console.width = PLAIN_WIDTH
         self._bar: Progress | None = None
-        self._title, self._total, self._done = "", 0, 0
+        self._title, self._total, self._done, self._before = "", 0, 0, 0
         self._began = self._spoke = time.monotonic()
 
     def say(self, text: object) -> None:
@@ -31,21 +31,21 @@ class Reporter:
         """A line that asks for attention."""
         self.say(f"warning: {text}")
 
-    def start(self, title: str, steps: int) -> None:
-        """A cell of so many steps begins."""
-        self._title, self._total, self._done = title, steps, 0
+    def start(self, title: str, steps: int, done: int = 0) -> None:
+        """A cell of so many steps begins, or goes on after those that are done."""
+        self._title, self._total, self._done, self._before = title, steps, done, done
         self._began = self._spoke = time.monotonic()
         if self.console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[text]}"))
             self._bar = Progress(*columns, TimeElapsedColumn(), console=self.console, transient=True)
-            self._bar.add_task(title, total=steps, text="compiling")
+            self._bar.add_task(title, total=steps, completed=done, text="compiling")
             self._bar.start()
 
     def advance(self, epoch: str, steps: int) -> None:
         """So many steps more are done."""
         self._done += steps
         now = time.monotonic()
-        speed = self._done / max(now - self._began, 1e-9)
+        speed = (self._done - self._before) / max(now - self._began, 1e-9)
         left = datetime.timedelta(seconds=round((self._total - self._done) / max(speed, 1e-9)))
         text = f"epoch {epoch}  step {self._done}/{self._total}  {speed:.2f} steps/s  {left} left"
         if self._bar is not None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
-import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from lnflax import storage
 from lnflax.errors import InputError
+from lnflax.storage import Damaged, StorageError
 
 FORMAT = 1
 CONFIG = "config.json"
@@ -30,13 +32,14 @@ _RESULT_FIELDS = ("task", "setting", "metric", "report_epoch", "ratio", "eval_ex
 
 @dataclass(frozen=True)
 class Study:
-    """A run folder as read: its config and versions, the results.json of each finished cell, in order, and the
-    (task, setting) of every cell that has begun and is not done."""
+    """A run folder as read: its config and versions, the results.json of each finished cell, in order, the (task,
+    setting) of every cell that has begun and is not done, and what is wrong with files that could not be read."""
 
     config: dict[str, Any]
     versions: dict[str, Any]
     cells: tuple[dict[str, Any], ...]
     unfinished: tuple[tuple[str, str], ...]
+    damaged: tuple[str, ...] = ()
 
 
 def cell_folder(workdir: Path | str, task: str, setting: str) -> Path:
@@ -52,33 +55,18 @@ def is_done(cell: Path) -> bool:
     return (cell / RESULTS).is_file()
 
 
-def durable_write(path: Path, data: bytes) -> None:
-    """Writes the whole file or leaves the old one: temporary file, fsync, rename, fsync of the folder."""
-    _make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        try:
-            temporary.replace(path)
-        except IsADirectoryError as error:
-            raise InputError(f"{path} is a folder where a file should be") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def check_there(cell: Path) -> None:
+    """That the workdir of a cell is still the one that the study began in.
 
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"{folder} cannot be a folder: a file is in its place") from error
+    Raises:
+        StorageError: it is gone, as behind a mount that has vanished; nothing is written in its place.
+    """
+    path = cell.parents[1] / CONFIG
+    if not path.is_file():
+        raise StorageError(
+            errno.ENOENT,
+            f"{path} is gone: is the folder still mounted? Then give the same command again: what is finished is kept",
+        )
 
 
 def plain(value: Any) -> Any:
@@ -101,16 +89,21 @@ def _refuse_constant(name: str) -> None:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Strict JSON (non-finite is null), UTF-8, keys in the order given; the file appears whole or not at all."""
     text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
-    durable_write(path, f"{text}\n".encode())
+    storage.write(path, f"{text}\n".encode())
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """What `write_json` wrote. A missing, broken or foreign file is one clear line."""
+    """What `write_json` wrote.
+
+    Raises:
+        Damaged: it is not.
+        InputError: it is missing, or of another format.
+    """
     text = _read_text(path)
     try:
         value = json.loads(text, parse_constant=_refuse_constant)
     except ValueError as error:
-        raise InputError(f"{path} is not whole JSON ({error})") from error
+        raise Damaged(path, f"is not whole JSON ({error})") from error
     if not isinstance(value, dict) or value.get("format") != FORMAT:
         found = value.get("format") if isinstance(value, dict) else None
         raise InputError(f"{path} has format {found!r}; this version reads format {FORMAT}")
@@ -119,29 +112,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{path} is not there") from error
-    except IsADirectoryError as error:
-        raise InputError(f"{path} is a folder where a file should be") from error
+        return storage.read(path).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error.reason})") from error
+        raise Damaged(path, f"is not UTF-8 text ({error.reason})") from error
 
 
-def start_metrics(cell: Path) -> None:
-    """An empty metrics.jsonl: a cell that is not done starts again."""
-    durable_write(cell / METRICS, b"")
-
-
-def append_metrics(cell: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Adds one line of strict JSON a row, all of them in one write."""
+def write_metrics(cell: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """metrics.jsonl: a line of strict JSON a row. It is written whole each time: it is small, and never holds half."""
     lines = (json.dumps(plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    data = "".join(lines).encode()
-    _make_folder(cell)
-    with (cell / METRICS).open("ab") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    storage.write(cell / METRICS, "".join(lines).encode())
 
 
 def read_metrics(cell: Path) -> list[dict[str, Any]]:
@@ -152,7 +131,7 @@ def read_metrics(cell: Path) -> list[dict[str, Any]]:
         try:
             rows.append(json.loads(line, parse_constant=_refuse_constant))
         except ValueError as error:
-            raise InputError(f"{path}, line {number}: not JSON ({error})") from error
+            raise Damaged(path, f"is not whole: line {number} is not JSON ({error})") from error
     return rows
 
 
@@ -163,7 +142,7 @@ def write_predictions(cell: Path, arrays: Mapping[str, np.ndarray], metadata: Ma
     # safetensors writes the memory of an array as it lies, which is wrong for a transposed view.
     whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     data = safetensors.numpy.save(whole, metadata=dict(metadata))
-    durable_write(cell / PREDICTIONS, _sorted_metadata(data))
+    storage.write(cell / PREDICTIONS, _sorted_metadata(data))
 
 
 def _sorted_metadata(data: bytes) -> bytes:
@@ -180,13 +159,13 @@ def _sorted_metadata(data: bytes) -> bytes:
 def read_predictions(cell: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays and the metadata that `write_predictions` wrote."""
     path = cell / PREDICTIONS
-    if not path.is_file():
-        raise InputError(f"{path} is not there")
+    data = storage.read(path)
     try:
-        with safetensors.safe_open(path, framework="np") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error})") from error
+        arrays = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, KeyError) as error:
+        raise Damaged(path, f"is not a whole safetensors file ({error})") from error
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return arrays, header.get("__metadata__", {})  # an optional part of a foreign file's header
 
 
 def read_results(workdir: Path | str, task: str, setting: str) -> dict[str, Any]:
@@ -200,25 +179,64 @@ def read_results(workdir: Path | str, task: str, setting: str) -> dict[str, Any]
     return results
 
 
+def damage(workdir: Path | str, task: str, setting: str) -> list[Damaged]:
+    """What of a finished cell's files is not what was written; files that are not there are no damage."""
+    cell, found = cell_folder(workdir, task, setting), []
+    readers: dict[str, Callable[[], Any]] = {
+        RESULTS: lambda: read_results(workdir, task, setting),
+        PREDICTIONS: lambda: read_predictions(cell),
+        METRICS: lambda: read_metrics(cell),
+        TRAINED: lambda: read_json(cell / TRAINED),
+        COST: lambda: read_json(cell / COST),
+    }
+    for name, reader in readers.items():
+        if (cell / name).exists():
+            try:
+                reader()
+            except Damaged as error:
+                found.append(error)
+    return found
+
+
 def read_study(workdir: Path | str) -> Study:
-    """The whole run folder: cells in the config's order, then by name those that it does not list."""
+    """The whole run folder: cells in the config's order, then by name those that it does not list.
+
+    What of it is damaged is named and left out; the rest is as good as it was.
+
+    Raises:
+        InputError: no such folder, or not one finished cell in it.
+    """
     root = Path(workdir)
     if not root.is_dir():
         raise InputError(f"workdir: {root} is not a folder" if root.exists() else f"workdir: {root} is not there")
-    config = read_json(root / CONFIG)
-    versions = read_json(root / VERSIONS) if (root / VERSIONS).exists() else {}
+    damaged: list[str] = []
+    config = _read_or_name(root / CONFIG, damaged)
+    versions = _read_or_name(root / VERSIONS, damaged) if (root / VERSIONS).exists() else {}
     done, unfinished = [], []
     for task in _in_order(root, config.get("tasks") or ()):
         for setting in _in_order(root / task, config.get("settings") or ()):
             cell = cell_folder(root, task, setting)
             if is_done(cell):
-                done.append(read_results(root, task, setting))
+                try:
+                    done.append(read_results(root, task, setting))
+                except (Damaged, StorageError) as error:
+                    damaged.append(str(error))
             elif (cell / TRAINED).is_file():
                 unfinished.append((task, setting))
     if not done:
         begun = f"; begun: {', '.join(map('/'.join, unfinished))}" if unfinished else ""
-        raise InputError(f"workdir: {root} holds no finished cell{begun}")
-    return Study(config, versions, tuple(done), tuple(unfinished))
+        broken = f"; {'; '.join(damaged)}" if damaged else ""
+        raise InputError(f"workdir: {root} holds no finished cell{begun}{broken}")
+    return Study(config, versions, tuple(done), tuple(unfinished), tuple(damaged))
+
+
+def _read_or_name(path: Path, damaged: list[str]) -> dict[str, Any]:
+    """The file, or nothing of it and a line in `damaged`."""
+    try:
+        return read_json(path)
+    except (Damaged, StorageError) as error:
+        damaged.append(str(error))
+        return {}
 
 
 def _in_order(folder: Path, known: Iterable[str]) -> list[str]:

@@ -1,254 +1,270 @@
-"""The loop over cells and epochs: what a study does, in order, and what it writes."""
+"""The loop over the cells of a study: what it does, in order, and what it says."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import json
+import contextlib
 import platform
 import time
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from lnflax import cells, compiling, host, memory, packing, results, selection, trained, trainer, wording
-from lnflax import config as configs
-from lnflax.batches import epoch_steps
-from lnflax.cells import Cell, Part
+from lnflax import cells, claims, compiling, estimate, identity, memory, results, states, storage, trained, wording
+from lnflax.cells import Cell
 from lnflax.config import Config
 from lnflax.errors import InputError
-from lnflax.evaluation import evaluate
-from lnflax.ledger import Ledger
+from lnflax.interruption import Interruption
 from lnflax.progress import Reporter
+from lnflax.standing import ESSENTIAL, Standing, stand
+from lnflax.training import CellTraining
 
 PACKAGES = ("lnflax", "jax", "jaxlib", "flax", "optax", "numpy", "transformers", "tokenizers", "datasets", "evaluate")
-EXTENDS = ("tasks", "settings")  # fields that may grow in a workdir: cells do not touch one another
+OWN_FILES = (results.CONFIG, results.VERSIONS, storage.SUMS)  # of a workdir, beside the folders of its tasks
+POLL_SECONDS = 2.0  # between two looks at cells that others train
 
 
-def run(config: Config, workdir: Path, reporter: Reporter, *, dry_run: bool = False) -> None:
+class Share(NamedTuple):
+    """Every `of`-th cell from the `number`-th, both from 1; number 0 is the last, so that both ways of counting do."""
+
+    number: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """`i/n`.
+
+        Raises:
+            InputError: it is not so, or i is not from 0 to n.
+        """
+        number, _, of = text.partition("/")
+        if not (number.isdecimal() and of.isdecimal() and 0 <= int(number) <= int(of) and int(of) > 0):
+            raise InputError(f"--cells={text}: give i/n, as 1/4 to 4/4 (or 0/4 to 3/4)")
+        return cls(int(number), int(of))
+
+    def has(self, place: int) -> bool:
+        """Whether the cell at this place, from 0, is of the share."""
+        return (place + 1 - self.number) % self.of == 0
+
+
+def run(
+    config: Config, workdir: Path, reporter: Reporter, *, dry_run: bool = False, share: Share | None = None
+) -> None:
     """Trains every cell of the study that is not done, in order; with `dry_run` it only says what it would do.
 
-    Everything is read and checked, and what trains is said, before the first file is written.
+    Everything is read and checked, and what trains is said, before the first file is written. Processes that run the
+    same study share its cells out by claims; one that has a `share` trains those cells, and takes no claim.
 
     Raises:
         InputError: bad input, on one line.
+        StorageError: a file cannot be written or read, on one line.
+        Interrupted: a signal has come, and all is saved.
     """
-    _check_workdir(workdir, config)
-    todo = cells.prepare(config, jax.local_device_count())
-    reporter.say(trained.terminal_table([cell.report for cell in todo]))
-    for cell in todo:
-        reporter.say(_plan_line(cell, config, results.is_done(_folder(workdir, cell))))
-    for data in {cell.data.task.name: cell.data for cell in todo}.values():
-        for split in data.absent:
-            reporter.warn(f"{data.task.name} has no {split}: its metrics are null")
-        for note in data.notes:
-            reporter.warn(note)
+    _check_places(workdir, config)
+    there = identity.read(workdir)
+    if there is not None:
+        identity.check(workdir, there, results.plain({"format": results.FORMAT, **config.record}))
+    pairs = [(task, setting) for task in config.tasks for setting in config.settings]
+    standings = {pair: stand(config, workdir, *pair) for pair in pairs}
+    todo = cells.prepare(config, jax.local_device_count(), {pair: own.coverage for pair, own in standings.items()})
+    record = identity.record(config.record, [cell.data for cell in todo])
+    if there is not None:
+        identity.check(workdir, there, record)
+    planned = list(zip(todo, standings.values(), strict=True))
+    _say_plan(planned, workdir, reporter)
     if dry_run:
+        reporter.say(estimate.line(workdir, planned))
         return
-    _open_workdir(workdir, config)
-    with compiling.counted() as programs:
-        for cell in todo:
-            if not results.is_done(_folder(workdir, cell)):
-                _train_or_halve(cell, config, _folder(workdir, cell), reporter)
+    with Interruption() as interruption, compiling.counted() as programs:
+        _open_workdir(workdir, config, record, locked=share is None, reporter=reporter)
+        mine = [cell for place, cell in enumerate(todo) if share is None or share.has(place)]
+        _train_all(mine, config, workdir, reporter, interruption, claimed=share is None)
     if programs.ready:
         reporter.say(str(programs))
 
 
-def _folder(workdir: Path, cell: Cell) -> Path:
-    return results.cell_folder(workdir, cell.data.task.name, cell.setting.name)
+def _say_plan(planned: Sequence[tuple[Cell, Standing]], workdir: Path, reporter: Reporter) -> None:
+    reporter.say(trained.terminal_table([cell.report for cell, _ in planned]))
+    for cell, standing in planned:
+        reporter.say(_plan_line(cell, standing, claims.holder(workdir, cell.name)))
+    for data in {cell.data.task.name: cell.data for cell, _ in planned}.values():
+        for split in data.absent:
+            reporter.warn(f"{data.task.name} has no {split}: its metrics are null")
+        for note in data.notes:
+            reporter.warn(note)
+    for path in _foreign(workdir):
+        reporter.warn(f"workdir: {path} is no file of a study; it is left alone")
+    for _, standing in planned:
+        for error in standing.damaged:
+            reporter.warn(f"{error}; a start that trains sets it aside")
 
 
-def _plan_line(cell: Cell, config: Config, done: bool) -> str:
+def _plan_line(cell: Cell, standing: Standing, holder: str | None) -> str:
+    config, claimed = cell.config, f", claimed by {holder}" if holder else ""
+    grid = f"{len(config.seeds)} seeds × {len(config.learning_rates)} rates"
+    if standing.done:
+        return f"{cell.name}: done{claimed}; {grid}"
     parts, rows = cell.parts, cell.parts[0].rows
     plan, first = parts[0].plan, parts[0]
-    per_epoch = _epoch_steps(cell, config)
     count = f"{len(parts)} parts of {len(first.seeds)}×{len(first.rates)}, " if len(parts) > 1 else ""
     spread = f"{len(plan.seeds[0])}×{len(plan.rates[0])} on each of {len(plan.seeds)}"
     group = f" groups of {plan.batch_parts} devices" if plan.batch_parts > 1 else " devices"
     return (
-        f"{cell.name}: {'done' if done else 'to do'}; {len(config.seeds)} seeds × {len(config.learning_rates)} rates"
-        f" ({count}{spread}{group}),"
-        f" {cell.epochs} epochs × {per_epoch} steps of {config.batch_size} examples"
+        f"{cell.name}: {_how_far(cell, standing)}{claimed}; {grid} ({count}{spread}{group}),"
+        f" {cell.epochs} epochs × {cell.epoch_steps} steps of {config.batch_size} examples"
         f" in rows {' '.join(f'{shape.rows}×{shape.length}' for shape in rows.shapes)}"
     )
 
 
-def _check_workdir(workdir: Path, config: Config) -> None:
-    """A workdir belongs to one protocol; more tasks and settings may join it."""
+def _how_far(cell: Cell, standing: Standing) -> str:
+    if standing.state is None:
+        whole = len(cell.config.seeds) * len(cell.config.learning_rates)
+        return f"{standing.coverage.runs} of {whole} runs to do" if standing.begun else "to do"
+    record = standing.state.record
+    part = f" of part {record['part'] + 1} of {len(cell.parts)}" if len(cell.parts) > 1 else ""
+    return f"under way, {record['epoch']} of {cell.epochs} epochs{part} done"
+
+
+def _check_places(workdir: Path, config: Config) -> None:
     cell_folders = (workdir / task / setting for task in config.tasks for setting in config.settings)
     for folder in (workdir, *workdir.parents, *(f for own in cell_folders for f in (own.parent, own))):
         if folder.exists() and not folder.is_dir():
             raise InputError(f"workdir: {folder} is a file; there should be a folder")
-    path = workdir / results.CONFIG
-    if not path.exists():
-        return
-    there, here = results.read_json(path), results.plain(_config_file(config))
-    for field in sorted(set(there) | set(here)):
-        if field not in EXTENDS and there.get(field) != here.get(field):
-            raise InputError(
-                f"workdir: {workdir} holds another study: {_difference(field, there.get(field), here.get(field))}"
-            )
 
 
-def _difference(field: str, there: Any, here: Any) -> str:
-    if isinstance(there, dict) and isinstance(here, dict):
-        name = next(name for name in sorted(set(there) | set(here)) if there.get(name) != here.get(name))
-        return _difference(f"{field}.{name}", there.get(name), here.get(name))
-    return f"{field} is {there!r} there and {here!r} here"
+def _foreign(workdir: Path) -> list[Path]:
+    """Files of the workdir itself that are not a study's."""
+    files = sorted(path for path in workdir.iterdir() if not path.is_dir()) if workdir.is_dir() else []
+    own = {*storage.stale(workdir), *(workdir / name for name in OWN_FILES)}
+    return [path for path in files if path not in own and storage.ASIDE not in path.name]
 
 
-def _config_file(config: Config) -> dict[str, Any]:
-    return {"format": results.FORMAT, **config.record}
+def _open_workdir(workdir: Path, config: Config, record: dict[str, Any], *, locked: bool, reporter: Reporter) -> None:
+    """config.json and versions.json; of several processes each adds what it brings."""
+    storage.make_folder(workdir)
+    with claims.claim(workdir, claims.STUDY, wait=True) if locked else contextlib.nullcontext():
+        for name in (results.CONFIG, results.VERSIONS):
+            try:
+                if (workdir / name).exists():
+                    results.read_json(workdir / name)
+            except storage.Damaged as error:
+                _set_aside(error, workdir, reporter)
+        there = identity.read(workdir)
+        if there is not None:
+            identity.check(workdir, there, record)
+            record = identity.join(there, record)
+        results.write_json(workdir / results.CONFIG, record)
+        device = jax.local_devices()[0]
+        versions = {name: metadata.version(name) for name in PACKAGES}
+        machine = {"platform": device.platform, "device": device.device_kind, "devices": jax.local_device_count()}
+        own = {"format": results.FORMAT, "python": platform.python_version(), **versions, **machine}
+        results.write_json(workdir / results.VERSIONS, own)
+        storage.settle(workdir)
 
 
-def _open_workdir(workdir: Path, config: Config) -> None:
-    record, path = _config_file(config), workdir / results.CONFIG
-    if path.exists():
-        there = results.read_json(path)
-        record |= {field: list(dict.fromkeys([*there[field], *record[field]])) for field in EXTENDS}
-    results.write_json(path, record)
-    device = jax.local_devices()[0]
-    versions = {name: metadata.version(name) for name in PACKAGES}
-    machine = {"platform": device.platform, "device": device.device_kind, "devices": jax.local_device_count()}
-    record = {"format": results.FORMAT, "python": platform.python_version(), **versions, **machine}
-    results.write_json(workdir / results.VERSIONS, record)
+def _set_aside(error: storage.Damaged, folder: Path, reporter: Reporter) -> None:
+    aside = storage.set_aside(error.path, folder)
+    reporter.warn(f"{error}; set aside as {aside}")
 
 
-def _train_or_halve(cell: Cell, config: Config, folder: Path, reporter: Reporter) -> None:
+def _train_all(
+    todo: Sequence[Cell],
+    config: Config,
+    workdir: Path,
+    reporter: Reporter,
+    interruption: Interruption,
+    *,
+    claimed: bool,
+) -> None:
+    """Trains cells that nobody else trains, until all are done: one whose owner dies is taken over."""
+    left, told = list(todo), set()
+    while left:
+        waiting = []
+        for cell in left:
+            interruption.check()
+            with _claim(workdir, cell, claimed) as mine:
+                if mine:
+                    _train_until_done(cell, config, workdir, reporter, interruption)
+                else:
+                    waiting.append(cell)
+        if len(waiting) == len(left):
+            for cell in waiting:
+                if cell.name not in told:
+                    told.add(cell.name)
+                    reporter.say(f"{cell.name}: waits for {claims.holder(workdir, cell.name) or 'its next owner'}")
+            _sleep(interruption)
+        left = waiting
+
+
+def _claim(workdir: Path, cell: Cell, claimed: bool) -> contextlib.AbstractContextManager[bool]:
+    return claims.claim(workdir, cell.name) if claimed else contextlib.nullcontext(True)
+
+
+def _sleep(interruption: Interruption) -> None:
+    end = time.monotonic() + POLL_SECONDS
+    while time.monotonic() < end and not interruption.asked:
+        time.sleep(POLL_SECONDS / 20)
+
+
+def _train_until_done(
+    cell: Cell, config: Config, workdir: Path, reporter: Reporter, interruption: Interruption
+) -> None:
+    """What lies in the folder now decides: a cell that was begun otherwise is finished so, and then extended."""
+    task, setting = cell.data.task.name, cell.setting.name
+    folder = results.cell_folder(workdir, task, setting)
+    for standing in _standings(config, workdir, task, setting, reporter):
+        if standing.coverage != cell.coverage or standing.cut not in (None, cell.cut):
+            devices = jax.local_device_count()
+            cell = cells.make_cell(config, cell.data, cell.setting, standing.coverage, devices, standing.cut)
+        if standing.state is not None:
+            identity.check(workdir, standing.state.record["config"], results.plain(config.record))
+        training = _train_or_halve(cell, standing, folder, reporter, interruption)
+        _say_outcome(cell, training, reporter)
+
+
+def _standings(config: Config, workdir: Path, task: str, setting: str, reporter: Reporter) -> Iterator[Standing]:
+    """How the cell stands, its folder tidied up, as long as it lacks something."""
+    folder = results.cell_folder(workdir, task, setting)
+    results.check_there(folder)
+    while True:
+        if left_over := storage.stale(folder) + storage.stale(folder / states.FOLDER):
+            storage.remove(*left_over)
+        standing = stand(config, workdir, task, setting)
+        for error in standing.damaged:
+            _set_aside(error, folder, reporter)
+        if any(error.path.name in ESSENTIAL for error in standing.damaged) and results.is_done(folder):
+            aside = storage.set_aside(folder / results.RESULTS, folder)
+            reporter.warn(f"{task}/{setting}: trains again; what it had is {aside}")
+        if standing.state is None:
+            states.remove(folder)
+        if standing.done:
+            return
+        yield standing
+
+
+def _train_or_halve(
+    cell: Cell, standing: Standing, folder: Path, reporter: Reporter, interruption: Interruption
+) -> CellTraining:
     """Trains a cell; where memory runs out against the plan, once more from the start with half of it at once."""
+    training = CellTraining(cell, folder, reporter, interruption)
     try:
-        return _train_cell(cell, config, folder, reporter)
+        training.run(standing.state)
+        return training
     except Exception as error:
         smaller = memory.halve(cell.cut) if memory.is_out_of_memory(error) else None
         if smaller is None:
             raise
     reporter.warn(f"{cell.name}: out of memory; again with {memory.describe(smaller)}")
-    return _train_cell(cells.recut(cell, config, smaller), config, folder, reporter)
+    states.remove(folder)
+    training = CellTraining(cells.recut(cell, smaller), folder, reporter, interruption)
+    training.run(None)
+    return training
 
 
-def _train_cell(cell: Cell, config: Config, folder: Path, reporter: Reporter) -> None:
-    results.write_json(folder / results.TRAINED, cell.report)
-    results.start_metrics(folder)
-    host.reset_peak()
-    log, spent = Ledger(config, cell.data), Spent(time.monotonic())
-    reporter.start(cell.name, len(cell.parts) * cell.epochs * _epoch_steps(cell, config))
-    try:
-        still = [path for part in cell.parts for path in _train_part(cell, part, config, log, folder, reporter, spent)]
-    finally:
-        reporter.finish()
-    record = _finish(cell, config, log, folder, spent)
-    _say_outcome(cell, record, list(dict.fromkeys(still)), log, reporter)
-
-
-def _epoch_steps(cell: Cell, config: Config) -> int:
-    return epoch_steps(cell.data.train.examples, config.batch_size)
-
-
-@dataclasses.dataclass
-class Spent:
-    """Seconds and tokens of a cell so far; a seed's tokens are counted once for all its rates."""
-
-    began: float
-    train: float = 0.0
-    eval: float = 0.0
-    real_tokens: int = 0
-    computed_tokens: int = 0
-
-    def seconds(self) -> dict[str, float]:
-        """Of the whole cell, of training and of evaluations."""
-        total = time.monotonic() - self.began
-        return {"total": round(total, 3), "train": round(self.train, 3), "eval": round(self.eval, 3)}
-
-
-def _train_part(
-    cell: Cell,
-    part: Part,
-    config: Config,
-    log: Ledger,
-    folder: Path,
-    reporter: Reporter,
-    spent: Spent,
-) -> list[str]:
-    """Trains some runs through all epochs; returns the trained leaves that did not move in some of them."""
-    own, evals = cells.make_trainer(cell, part, config)
-    states = trainer.start(own)
-    for epoch in range(1, cell.epochs + 1):
-        begin = time.monotonic()
-        tell = functools.partial(reporter.advance, f"{epoch}/{cell.epochs}")
-        states, done = trainer.train_epoch(own, states, epoch, tell)
-        middle = time.monotonic()
-        found = {
-            split: evaluate(cell.recipe, part.plan, part.chunks, own.frozen, states.values, own.masks.chosen, examples)
-            for split, examples in evals.items()
-        }
-        end = time.monotonic()
-        spent.train += middle - begin
-        spent.eval += end - middle
-        spent.real_tokens += done.real_tokens
-        spent.computed_tokens += done.computed_tokens
-        step = epoch * len(done.losses)
-        lines = log.add(part.seeds, part.rates, epoch, step, done.losses, done.targets, found, end - begin)
-        results.append_metrics(folder, lines)
-    return trainer.unmoved(own, states)
-
-
-def _finish(cell: Cell, config: Config, log: Ledger, folder: Path, spent: Spent) -> dict[str, Any]:
-    """Predictions first, results.json last: with it the cell is done."""
-    data, runs = cell.data, log.runs()
-    metric = data.task.metrics[0]
-    labels = {f"labels/{split}": examples.labels for split, examples in data.evals.items()}
-    about = {
-        "seeds": config.seeds,
-        "learning_rates": config.learning_rates,
-        "labels": (*data.task.labels, *data.task.unseen),
-    }
-    text = {name: json.dumps(values) for name, values in about.items()}
-    results.write_predictions(folder, {**log.predictions, **labels}, text)
-    record = {
-        "format": results.FORMAT,
-        "task": data.task.name,
-        "setting": cell.setting.name,
-        "config": configs.without_paths(config.record),
-        "metric": metric,
-        "report_epoch": config.report_epoch,
-        "epochs": cell.epochs,
-        "steps": cell.epochs * _epoch_steps(cell, config),
-        "train_examples": data.train.examples,
-        "eval_examples": {split: examples.examples for split, examples in data.evals.items()},
-        **{name: cell.report[name] for name in ("body", "trained", "ratio")},
-        "runs": runs,
-        "selected": selection.select(runs, metric, config.report_epoch),
-        **({"tags": log.tags()} if data.task.tagged else {}),
-        "seconds": spent.seconds(),
-    }
-    results.write_json(folder / results.COST, _cost(cell, spent))
-    results.write_json(folder / results.RESULTS, record)
-    return record
-
-
-def _cost(cell: Cell, spent: Spent) -> dict[str, Any]:
-    """What the cell took: how its runs were cut, memory in bytes a device, tokens a seed's rates share."""
-    cut, parts = cell.cut, cell.parts
-    plan = parts[0].plan
-    return {
-        "format": results.FORMAT,
-        "parts": len(parts),
-        "devices": plan.devices,
-        "batch_parts": plan.batch_parts,
-        "at_once": {
-            "seeds": min(cut.chunks.seeds, len(plan.seeds[0])),
-            "rates": min(cut.chunks.rates, len(plan.rates[0])),
-        },
-        "recompute": cut.recompute,
-        "memory": {"planned": cut.need, "peak": memory.peak()},
-        "tokens": {"real": spent.real_tokens, "computed": spent.computed_tokens},
-        "waste": round(packing.waste(spent.real_tokens, spent.computed_tokens), 4),
-    }
-
-
-def _say_outcome(cell: Cell, record: dict[str, Any], still: list[str], log: Ledger, reporter: Reporter) -> None:
+def _say_outcome(cell: Cell, training: CellTraining, reporter: Reporter) -> None:
+    record, log, still = training.record, training.log, list(dict.fromkeys(training.still))
     chosen, runs = record["selected"], record["runs"]
     if chosen["learning_rate"] is None:
         reporter.say(f"{cell.name}: no rate has a {record['metric']}")

@@ -166,11 +166,9 @@ class Epoch(NamedTuple):
     layout: Layout  # [steps, seeds, batch]
 
 
-class Done(NamedTuple):
-    """What an epoch gave: losses float32 `[steps, seeds, rates]`, of how many targets `[steps, seeds]`, and tokens,
-    each seed's counted once."""
+class Totals(NamedTuple):
+    """Of an epoch: how many targets each step has, `[steps, seeds]`, and tokens, each seed's counted once."""
 
-    losses: np.ndarray
     targets: np.ndarray
     real_tokens: int
     computed_tokens: int
@@ -187,17 +185,31 @@ def plan_epoch(trainer: Trainer, epoch: int) -> Epoch:
     return Epoch(order, shape, layout)
 
 
-def train_epoch(
-    trainer: Trainer, states: RunState, number: int, advance: Callable[[int], None]
-) -> tuple[RunState, Done]:
-    """One epoch (from 1) of all runs. `advance` is told of steps done.
+def totals(trainer: Trainer, epoch: Epoch) -> Totals:
+    """What the steps of an epoch hold."""
+    tokens = np.array([shape.tokens for shape in trainer.rows.shapes])[epoch.shape].sum() * epoch.order.shape[1]
+    real = int(batches.sizes(trainer.train, epoch.order).sum())
+    return Totals(batches.count_targets(trainer.train, epoch.order), real, int(tokens))
 
-    The batches of the next call are made while the devices work.
+
+def train_steps(
+    trainer: Trainer,
+    states: RunState,
+    epoch: Epoch,
+    number: int,
+    begin: int,
+    advance: Callable[[int], None],
+    pause: Callable[[], bool],
+) -> tuple[RunState, np.ndarray]:
+    """Steps of all runs from `begin` to the end of an epoch (its number from 1), or until `pause` says so.
+
+    `advance` is told of steps done, and then `pause` asked. The batches of the next call are made while the devices
+    work. Returns the states and the losses of the steps that were done, float32 `[steps, seeds, rates]`.
     """
-    plan, epoch = trainer.plan, plan_epoch(trainer, number)
+    plan, steps, losses = trainer.plan, len(epoch.order), []
     program = grid.train_program(trainer.recipe, trainer.chunks, plan)
-    steps, losses = len(epoch.order), []
-    pending, most, begin, clock = None, 1, 0, time.monotonic()
+    before = (number - 1) * steps
+    pending, most, clock = None, 1, time.monotonic()
 
     def fetch(result: jax.Array, count: int) -> None:
         losses.append(plan.gather(np.asarray(result))[:count])
@@ -206,7 +218,7 @@ def train_epoch(
     while begin < steps:
         stop = batches.group_stop(epoch.shape, begin, most)
         batch, known = train_batches(trainer, epoch, begin, stop)
-        update = make_updates(trainer, (number - 1) * steps + begin, stop - begin)
+        update = make_updates(trainer, before + begin, stop - begin)
         count = devices.put(np.full(plan.devices, stop - begin, np.int32), plan.devices)
         states, result = program(states, trainer.frozen, trainer.masks, trainer.streams, batch, known, update, count)
         if pending is not None:
@@ -215,12 +227,11 @@ def train_epoch(
             most = min(max(int(CALL_SECONDS * pending[1] / max(now - clock, 1e-9)), 1), trainer.capacity)
             clock = now
         pending, begin = (result, stop - begin), stop
-    assert pending is not None
-    fetch(*pending)
-    tokens = np.array([shape.tokens for shape in trainer.rows.shapes])[epoch.shape].sum() * epoch.order.shape[1]
-    real = int(batches.sizes(trainer.train, epoch.order).sum())
-    targets = batches.count_targets(trainer.train, epoch.order)
-    return states, Done(np.concatenate(losses), targets, real, int(tokens))
+        if pause():
+            break
+    if pending is not None:
+        fetch(*pending)
+    return states, np.concatenate(losses)
 
 
 def train_batches(trainer: Trainer, epoch: Epoch, begin: int, stop: int) -> tuple[batches.Batch, Any]:

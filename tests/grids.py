@@ -91,8 +91,9 @@ def train(own):
     """All epochs: the states, and the losses `[steps, seeds, rates]`."""
     states, losses = trainer.start(own), []
     for epoch in range(1, own.epochs + 1):
-        states, done = trainer.train_epoch(own, states, epoch, lambda steps: None)
-        losses.append(done.losses)
+        plan = trainer.plan_epoch(own, epoch)
+        states, own_losses = trainer.train_steps(own, states, plan, epoch, 0, lambda steps: None, lambda: False)
+        losses.append(own_losses)
     return states, np.concatenate(losses)
 
 

@@ -107,7 +107,10 @@ def test_the_files_of_a_study_are_the_contracts(trained):
     workdir, _ = trained
     names = {name for name, data in snapshot(workdir).items() if data is not None}
     own = ("trained.json", "metrics.jsonl", "results.json", "predictions.safetensors", "cost.json")
-    assert names == {"config.json", "versions.json", *(f"rte/layernorms/{name}" for name in own)}
+    sums = ("SHA256SUMS", "rte/layernorms/SHA256SUMS")
+    assert names == {"config.json", "versions.json", *sums, *(f"rte/layernorms/{name}" for name in own)}
+    for folder in (workdir, workdir / "rte" / "layernorms"):
+        assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=folder).returncode == 0
     record = results.read_json(workdir / "config.json")
     assert record["format"] == 1 and record["learning_rates"] == [0.001, 0.003] and record["tasks"] == ["rte"]
     versions = results.read_json(workdir / "versions.json")
@@ -119,7 +122,7 @@ def test_trained_json_is_the_contracts(trained, model):
     told = results.read_json(trained[0] / "rte" / "layernorms" / "trained.json")
     assert set(told) == {
         *("format", "task", "setting", "model", "seeds", "body", "head", "trained", "ratio", "rules", "parameters"),
-        *("groups", "masks", "with_head", "with_embeddings_norm", "reachable"),
+        *("groups", "masks", "with_head", "with_embeddings_norm", "reachable", "data"),
     }
     block = 4 * (32 * 32 + 32) + 2 * 32 + (32 * 64 + 64) + (64 * 32 + 32) + 2 * 32
     embeddings = (len(tiny.vocabulary()) + 64 + 2) * 32 + 2 * 32
@@ -192,19 +195,19 @@ def test_cost_json_says_what_the_cell_took(trained):
 
 
 def test_out_of_memory_halves_what_is_done_at_once_and_says_so(model, place, monkeypatch):
-    whole, failed = study._train_cell, []
+    whole, failed = study.CellTraining.run, []
 
-    def short(cell, *rest):
+    def short(own, state):
         if not failed:
-            failed.append(cell)
+            failed.append(own)
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return whole(cell, *rest)
+        return whole(own, state)
 
-    monkeypatch.setattr(study, "_train_cell", short)
+    monkeypatch.setattr(study.CellTraining, "run", short)
     said = run(model, place / "short", epochs=1)
     assert "rte/layernorms: out of memory; again with 1 × 1 runs at once, " in said
     assert results.is_done(place / "short" / "rte" / "layernorms")
-    monkeypatch.setattr(study, "_train_cell", lambda *_: (_ for _ in ()).throw(ValueError("another error")))
+    monkeypatch.setattr(study.CellTraining, "run", lambda *_: (_ for _ in ()).throw(ValueError("another error")))
     with pytest.raises(ValueError, match="another error"):
         run(model, place / "other error", epochs=1)
 

@@ -280,7 +280,7 @@ def made_of(place, fields):
     masks = cells.seed_masks(first.setting, first.recipe, first.data.model, own.seeds)
     whole = dataclasses.replace(first.parts[0], seeds=(0, 1), rates=(0, 1))
     plan = devices.make_plan(2, 2, 1, devices.Work(1.0, 1.0, 1.0), split=False)
-    maker, _ = cells.make_trainer(first, dataclasses.replace(whole, plan=plan), own)
+    maker, _ = cells.make_trainer(first, dataclasses.replace(whole, plan=plan))
     update = trainer.make_updates(maker, 0, min(maker.steps, 8))
     return {
         "cells": [cell.name for cell in study],
@@ -288,6 +288,7 @@ def made_of(place, fields):
         "shape": first.recipe.model,
         "labels": first.recipe.labels,
         "epochs": first.epochs,
+        "pause": first.config.save_minutes,
         "train": digest(first.data.train),
         "evals": {split: digest(part) for split, part in first.data.evals.items()},
         "rows": (first.parts[0].rows.lay.__name__, first.parts[0].rows.shapes),
@@ -306,6 +307,7 @@ MASKED = {"settings": ("outliers_4",)}
 DRAWN = {"settings": ("random",)}
 # Field: its other value, what it must change, and what must be set beside it.
 KNOBS = {
+    "save_minutes": (0.5, "pause", {}),
     "model.name": ("@other", "body", {}),
     "model.pooling": ("mean", "shape", {}),
     "model.dtype": ("bfloat16", "shape", {}),

@@ -131,7 +131,7 @@ def test_bfloat16_products_end_within_a_point_of_float32_on_a_real_task(tmp_path
         given.model.dtype, given.data.path = dtype, str(GLUE)
         study = config.parse(given)
         (cell,) = cells.prepare(study, device_count=1)
-        own, evals = cells.make_trainer(cell, cell.parts[0], study)
+        own, evals = cells.make_trainer(cell, cell.parts[0])
         states, losses = grids.train(own)
         assert losses.shape == (150, 1, 1)
         moved[dtype] = trainer.unmoved(own, states)

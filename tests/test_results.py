@@ -1,3 +1,4 @@
+import errno
 import json
 import subprocess
 import sys
@@ -5,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from lnflax import results
+from lnflax import results, storage
 from lnflax.errors import InputError
 
 
@@ -58,13 +59,13 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     results.write_json(path, {"format": 1, "value": "old"})
 
     def broken(_):
-        raise OSError("disk is full")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(results.os, "fsync", broken)
-    with pytest.raises(OSError, match="disk is full"):
+    monkeypatch.setattr(storage.os, "fsync", broken)
+    with pytest.raises(storage.StorageError, match="No space left on device; free some space, give the same command"):
         results.write_json(path, {"format": 1, "value": "new"})
     assert results.read_json(path)["value"] == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["SHA256SUMS", "a.json"]
 
 
 def test_what_is_not_json_is_refused_before_anything_is_written(tmp_path):
@@ -107,19 +108,18 @@ def test_a_folder_where_a_file_should_be(tmp_path):
         results.write_json(tmp_path / "results.json", {"format": 1})
     with pytest.raises(InputError, match="is a folder"):
         results.read_json(tmp_path / "results.json")
-    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["SHA256SUMS", "results.json"]
 
 
-def test_metrics_are_lines_that_grow_and_start_again(tmp_path):
+def test_metrics_are_lines(tmp_path):
     cell = results.cell_folder(tmp_path, "rte", "full")
-    results.start_metrics(cell)
-    assert results.read_metrics(cell) == []
-    results.append_metrics(cell, [{"seed": 0, "loss": float("nan")}, {"seed": 1, "loss": np.float32(0.25)}])
-    results.append_metrics(cell, [{"seed": 2, "loss": 1.0}])
+    rows = [{"seed": 0, "loss": float("nan")}, {"seed": 1, "loss": np.float32(0.25)}, {"seed": 2, "loss": 1.0}]
+    results.write_metrics(cell, rows[:1])
+    results.write_metrics(cell, rows)
     text = (cell / "metrics.jsonl").read_text(encoding="utf-8")
     assert text == '{"seed": 0, "loss": null}\n{"seed": 1, "loss": 0.25}\n{"seed": 2, "loss": 1.0}\n'
     assert results.read_metrics(cell)[1] == {"seed": 1, "loss": 0.25}
-    results.start_metrics(cell)
+    results.write_metrics(cell, [])
     assert results.read_metrics(cell) == []
 
 
@@ -127,7 +127,7 @@ def test_a_cut_last_line_of_metrics_is_left_out_and_a_bad_one_is_named(tmp_path)
     (tmp_path / "metrics.jsonl").write_text('{"seed": 0}\n{"seed": 1', encoding="utf-8")
     assert results.read_metrics(tmp_path) == [{"seed": 0}]
     (tmp_path / "metrics.jsonl").write_text('{"seed": 0}\nnonsense\n{"seed": 1}\n', encoding="utf-8")
-    with pytest.raises(InputError, match=r"metrics\.jsonl, line 2: not JSON"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl is not whole: line 2 is not JSON"):
         results.read_metrics(tmp_path)
 
 
@@ -165,6 +165,9 @@ def test_broken_predictions_are_one_line(tmp_path):
     results.write_predictions(tmp_path, {"a": np.zeros(100)}, {})
     path = tmp_path / "predictions.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(InputError, match="is not what was written: its sum is not that of SHA256SUMS"):
+        results.read_predictions(tmp_path)
+    (tmp_path / "SHA256SUMS").unlink()  # as of a folder that another program wrote
     with pytest.raises(InputError, match="is not a whole safetensors file"):
         results.read_predictions(tmp_path)
 

@@ -13,7 +13,8 @@ from lnflax.analysis import formats
 from lnflax.analysis.formats import Grid
 from lnflax.analysis.published import Number, Published, read_published
 from lnflax.errors import check_choice
-from lnflax.results import Study, durable_write, read_study
+from lnflax.results import Study, read_study
+from lnflax.storage import durable_write
 
 TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
 TOKEN_TASKS = ("pos", "ner")
