@@ -160,17 +160,22 @@ def write(path: Path, data: bytes) -> None:
         return
     known = [own for own in sums.get(path.name, ()) if own == there]
     sums[path.name] = [*(own for own in known if own != digest), digest]
-    lines = "".join(f"{own}  {name}\n" for name in sorted(sums) for own in sums[name])
-    durable_write(path.parent / SUMS, lines.encode())
+    _write_sums(path.parent, sums)
     durable_write(path, data)
+
+
+def _write_sums(folder: Path, sums: dict[str, list[str]]) -> None:
+    lines = "".join(f"{own}  {name}\n" for name in sorted(sums) for own in sums[name])
+    durable_write(folder / SUMS, lines.encode())
 
 
 def settle(folder: Path) -> None:
     """Lets `SHA256SUMS` name what lies there and nothing else: `sha256sum -c SHA256SUMS` then finds all in order."""
     sums = read_sums(folder)
     there = {name: sha256(read_bytes(folder / name)) for name in sums if (folder / name).is_file()}
-    lines = "".join(f"{own}  {name}\n" for name, own in sorted(there.items()) if own in sums[name])
-    durable_write(folder / SUMS, lines.encode())
+    right = {name: [own] for name, own in there.items() if own in sums[name]}
+    if right != sums:
+        _write_sums(folder, right)
 
 
 def read_sums(folder: Path) -> dict[str, list[str]]:

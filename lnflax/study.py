@@ -240,6 +240,7 @@ def _standings(config: Config, workdir: Path, task: str, setting: str, reporter:
         if standing.state is None:
             states.remove(folder)
         if standing.done:
+            storage.settle(folder)
             return
         yield standing
 

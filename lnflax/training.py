@@ -278,7 +278,6 @@ class CellTraining:
         }
         results.write_json(self.folder / results.COST, self._cost())
         results.write_json(self.folder / results.RESULTS, record)
-        storage.settle(self.folder)
         states.remove(self.folder)
         return record
 

@@ -111,7 +111,7 @@ def compare(name, ours, theirs):
     }
     worst = max(relative, key=relative.get)
     difference = np.abs(logits - their_logits).max()
-    print(  # noqa: T201
+    print(
         f"\n{name}: logits up to {np.abs(their_logits).max():.2f} differ by at most {difference:.1e}; "
         f"gradients of {len(relative)} leaves by at most {relative[worst]:.1e} ({worst})"
     )
@@ -128,7 +128,7 @@ def test_ten_steps_end_where_those_of_torch_do(setting, torch_side):
     start = cases.weights(Case("minilm", "pooler", 3))[1]
     difference = max(np.abs(ours[path] - theirs[path]).max() for path in ours)
     moved = max(np.abs(ours[path] - start[path]).max() for path in ours)
-    print(  # noqa: T201
+    print(
         f"\nten steps of {setting}: {len(ours)} leaves move by up to {moved:.1e} and differ by at most {difference:.1e}"
     )
     assert difference <= STEPS

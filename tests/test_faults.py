@@ -1,0 +1,152 @@
+"""Every call that a study makes of its disk fails in every way, and the study is none the worse for it."""
+
+import json
+import shutil
+
+import pytest
+
+from lnflax import config, storage, study
+from lnflax.progress import Reporter
+from tests import studies, tiny, toys
+from tests.disk import Fault, Stopped, disk
+
+SETTINGS = ("frozen", "layernorms")
+KINDS = (
+    *(("EIO", good) for good in (False, True)),
+    *(("ENOSPC", good) for good in (False, True)),
+    *(("short", good) for good in (False, True)),
+    *(("kill", True), ("power", True)),
+)
+
+
+class Quiet:
+    width = 100
+    is_terminal = False
+
+    def __init__(self):
+        self.said = []
+
+    def print(self, text, **_):
+        self.said.append(str(text))
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory):
+    """A study of a task, two settings, two seeds and rates, two epochs."""
+    model = tiny.write_checkpoint(tmp_path_factory.mktemp("model") / "model")
+    return config.parse(studies.given(model, settings=SETTINGS))
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    toys.patch(monkeypatch)
+    monkeypatch.setattr(study, "POLL_SECONDS", 0.0)
+
+
+def run(given, workdir):
+    console = Quiet()
+    study.run(given, workdir, Reporter(console))
+    return console.said
+
+
+def timeless(value):
+    """Without seconds, which no two runs share."""
+    if isinstance(value, dict):
+        return {name: timeless(own) for name, own in value.items() if name not in ("seconds", "memory")}
+    return [timeless(own) for own in value] if isinstance(value, list) else value
+
+
+def content(workdir):
+    """All that a study leaves, seconds aside; its sums are checked on the way."""
+    found = {}
+    for path in sorted(workdir.rglob("*")):
+        name, data = str(path.relative_to(workdir)), path.read_bytes() if path.is_file() else None
+        if path.name == storage.SUMS:
+            data = b""
+            storage_sums = storage.read_sums(path.parent)
+            for own, sums in storage_sums.items():
+                assert [storage.sha256((path.parent / own).read_bytes())] == sums
+        elif path.suffix == ".json":
+            data = timeless(json.loads(data))
+        elif path.suffix == ".jsonl":
+            data = [timeless(json.loads(line)) for line in data.splitlines()]
+        found[name] = data
+    return found
+
+
+def begin(given, workdir, fault=None, without=None):
+    """A start on a disk with a fault; how it ended, and the disk."""
+    with disk(workdir.parent, fault, without) as own:
+        try:
+            run(given, workdir)
+            end = None
+        except (storage.StorageError, Stopped) as error:
+            end = error
+    return end, own
+
+
+@pytest.fixture
+def undisturbed(given, tmp_path, toy):
+    """What the study leaves, its calls of the disk, and the places that make them."""
+    workdir = tmp_path / "undisturbed" / "w"
+    workdir.parent.mkdir()
+    end, own = begin(given, workdir)
+    assert end is None
+    return content(workdir), own.calls, own.sites
+
+
+@pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_call_fails_in_every_way_and_nothing_is_lost(given, undisturbed, tmp_path, step):
+    """The one that fails is told of, or did no harm; the same command again ends as if nothing had been."""
+    expected, calls, _ = undisturbed
+    tried = survived = 0
+    for kind, for_good in KINDS:
+        for number in range(1, calls + 1, step):
+            folder = tmp_path / "disk"
+            folder.mkdir()
+            end, own = begin(given, folder / "w", Fault(kind, number, for_good))
+            tried += own.happened
+            if kind == "power":
+                own.lose_power()
+            if isinstance(end, storage.StorageError):
+                line = str(end)
+                assert str(folder) in line and "give the same command again" in line and "\n" not in line
+            elif kind in ("EIO", "ENOSPC"):
+                assert end is None
+            said = run(given, folder / "w")
+            assert content(folder / "w") == expected, (kind, number)
+            assert not [line for line in said if "damaged" in line], (kind, number)
+            survived += own.happened
+            shutil.rmtree(folder)
+    print(f"\n{calls} calls of the disk, {tried} faults injected, {survived} survived")
+    assert tried == survived > 0
+
+
+def test_every_flush_and_rename_is_needed(given, undisturbed, tmp_path):
+    """With any one of them taken out, some power loss costs something."""
+    expected, calls, sites = undisturbed
+    needed = sorted(site for site in sites if site[0] in ("fsync", "replace", "rename"))
+    caught = [site for site in needed if not survives(given, expected, calls, tmp_path, site)]
+    assert survives(given, expected, calls, tmp_path, None)
+    print(f"\n{len(needed)} flushes and renames taken out, {len(caught)} caught")
+    assert caught == needed and len(needed) >= 5
+
+
+def survives(given, expected, calls, tmp_path, without):
+    """Whether a study is whole after a power loss at its end, and after one at any call before."""
+    for number in range(calls + 1, 0, -1):
+        folder = tmp_path / "disk"
+        folder.mkdir()
+        try:
+            _, own = begin(given, folder / "w", Fault("power", number), without)
+            own.lose_power()
+            if number > calls and content(folder / "w") != expected:
+                return False
+            said = run(given, folder / "w")
+            if content(folder / "w") != expected or any("damaged" in line for line in said):
+                return False
+        except (AssertionError, OSError, ValueError):
+            return False
+        finally:
+            shutil.rmtree(folder)
+    return True
