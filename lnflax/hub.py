@@ -79,6 +79,9 @@ class Failure(Exception):
         self.passing, self.final, self.wait = passing, final, wait
 
 
+ANSWERS: dict[tuple[str, str], Listing | Failure] = {}  # tasks of one data set ask once, and wait once
+
+
 def fetch(where: str, wanted: Wanted, waits: tuple[float, ...] = WAITS) -> Found:
     """The wanted files: from the cache, after those that it lacks were fetched.
 
@@ -153,16 +156,21 @@ def _found(wanted: Wanted, folder: Path, names: Sequence[str], fetched: int) -> 
     return Found(folder, files, sum((folder / name).stat().st_size for name in files), fetched)
 
 
-@functools.cache  # tasks of one data set ask once, and wait once for a hub that is down
 def _ask(kind: str, name: str, waits: tuple[float, ...]) -> Listing | Failure:
+    """Asked once a process; and again where it failed, if there is patience."""
+
     def ask() -> Listing:
         about = _api().repo_info(name, repo_type=kind, files_metadata=True, timeout=TIMEOUT)
         return Listing(about.sha, {file.rfilename: file.size for file in about.siblings or ()})
 
-    try:
-        return _persist(f"{WORDS[kind]} {name}", kind, ask, waits)
-    except Failure as failure:
-        return failure
+    known = ANSWERS.get((kind, name))
+    if known is None or (isinstance(known, Failure) and waits):
+        try:
+            known = _persist(f"{WORDS[kind]} {name}", kind, ask, waits)
+        except Failure as failure:
+            known = failure
+        ANSWERS[kind, name] = known
+    return known
 
 
 def _download(wanted: Wanted, listing: Listing, waits: tuple[float, ...]) -> Found:
