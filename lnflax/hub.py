@@ -22,9 +22,9 @@ LONGEST = 120.0  # seconds that it may ask for; beyond, the user decides
 TIMEOUT = 10.0  # seconds without an answer
 WORDS = {"model": "model", "dataset": "data set"}
 REFUSED = {
-    401: "there is no such {}, or it is not open to all and wants a token (`hf auth login`)",
-    403: "this {} is not open to you: its page says how to get access, `hf auth login` takes your token",
-    404: "there is no {} of this id",
+    401: "there is no {}, or it is not open to all and wants a token (`hf auth login`)",
+    403: "{} is not open to you: its page says how to get access, `hf auth login` takes your token",
+    404: "there is no {}",
 }
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<ending>\.\w+)")
@@ -122,8 +122,8 @@ def _library() -> Any:
     import huggingface_hub.constants
     import huggingface_hub.errors  # which it does not show by itself
 
-    # It logs each of its own retries, in several lines.
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    for name in ("huggingface_hub", "httpx", "httpx2"):  # which log each request, and each try of their own
+        logging.getLogger(name).setLevel(logging.ERROR)
     return huggingface_hub
 
 
@@ -166,7 +166,7 @@ def _ask(kind: str, name: str, waits: tuple[float, ...]) -> Listing | Failure:
     known = ANSWERS.get((kind, name))
     if known is None or (isinstance(known, Failure) and waits):
         try:
-            known = _persist(f"{WORDS[kind]} {name}", kind, ask, waits)
+            known = _persist(f"{WORDS[kind]} {name}", ask, waits)
         except Failure as failure:
             known = failure
         ANSWERS[kind, name] = known
@@ -188,7 +188,7 @@ def _download(wanted: Wanted, listing: Listing, waits: tuple[float, ...]) -> Fou
         if not isinstance(path, str):
             log.info(f"fetching {about}{_size(listing.sizes[name])}")
             get = functools.partial(api.hf_hub_download, **own, filename=name, revision=listing.commit)
-            path = _persist(about, wanted.kind, get, waits)
+            path = _persist(about, get, waits)
             fetched += 1
 
     def remember() -> None:
@@ -196,7 +196,7 @@ def _download(wanted: Wanted, listing: Listing, waits: tuple[float, ...]) -> Fou
             raise Failure("it changed on the hub while it was fetched", passing=True)
 
     if known(filename=names[-1]) != path:
-        _persist(f"{WORDS[wanted.kind]} {wanted.name}", wanted.kind, remember, waits)
+        _persist(f"{WORDS[wanted.kind]} {wanted.name}", remember, waits)
     folder = Path(path).parents[names[-1].count("/")]
     return _found(wanted, folder, names, fetched)
 
@@ -210,7 +210,7 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size / 1e3:,.1f} kB"
 
 
-def _persist(about: str, kind: str, call: Callable[[], T], waits: tuple[float, ...]) -> T:
+def _persist(about: str, call: Callable[[], T], waits: tuple[float, ...]) -> T:
     """What `call` gives, tried again after each of `waits` while it fails in a way that may pass.
 
     Raises:
@@ -220,7 +220,7 @@ def _persist(about: str, kind: str, call: Callable[[], T], waits: tuple[float, .
         try:
             return call()
         except Exception as error:  # huggingface_hub raises its own, its network library's, and the system's
-            failure = _judge(error, kind)
+            failure = _judge(error, about)
         longer = failure.wait > LONGEST
         if wait is None or longer or not failure.passing:
             tries = f", {len(waits) + 1} times" if waits and wait is None and failure.passing else ""
@@ -232,7 +232,7 @@ def _persist(about: str, kind: str, call: Callable[[], T], waits: tuple[float, .
     raise AssertionError("the last try returns or raises")
 
 
-def _judge(error: BaseException, kind: str) -> Failure:
+def _judge(error: BaseException, about: str) -> Failure:
     """An exception, or what it was raised from, in words."""
     if isinstance(error, Failure):
         return error
@@ -242,11 +242,11 @@ def _judge(error: BaseException, kind: str) -> Failure:
     if "OfflineModeIsEnabled" in names:
         return Failure("HF_HUB_OFFLINE is set")
     if isinstance(status, int):
-        return _of_status(error, status, kind)
+        return _of_status(error, status, about)
     if "HFValidationError" in names:
         return Failure(f"that is no id of the hub: {text}", final=True)
     if "LocalEntryNotFoundError" in names and error.__cause__:
-        return _judge(error.__cause__, kind)  # which says why the file could not be asked for
+        return _judge(error.__cause__, about)  # which says why the file could not be asked for
     if "TransportError" in names or isinstance(error, ConnectionError | TimeoutError):
         slow = "Timeout" in type(error).__name__
         return Failure("the hub does not answer" if slow else f"the hub cannot be reached ({text})", passing=True)
@@ -257,9 +257,9 @@ def _judge(error: BaseException, kind: str) -> Failure:
     return Failure(f"the hub's answer is of no use: {text}", passing=isinstance(error, OSError | RuntimeError))
 
 
-def _of_status(error: Any, status: int, kind: str) -> Failure:
+def _of_status(error: Any, status: int, about: str) -> Failure:
     if status in REFUSED:
-        return Failure(f"the hub says {status}: {REFUSED[status].format(WORDS[kind])}", final=True)
+        return Failure(f"the hub says {status}: {REFUSED[status].format(about)}", final=True)
     given = str(error.response.headers.get("Retry-After", ""))
     wait = float(given) if re.fullmatch(r"\d+(\.\d+)?", given) else 0.0  # or a date, which is not waited for
     phrase = getattr(error.response, "reason_phrase", "")

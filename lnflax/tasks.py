@@ -139,7 +139,7 @@ def load(task: Task, path: str, eval_split: str, max_train_examples: int) -> Tas
 
 
 def locate(task: Task, path: str, eval_split: str) -> Path | hub.Found | str:
-    """Where `load` reads from: a folder, the hub's files, of which it fetches what is not cached, or `synthetic`, `nltk`.
+    """Where `load` reads from: a folder, the hub's files (fetched where they are not cached), `synthetic` or `nltk`.
 
     Raises:
         InputError: as of `load`, but for what is inside the files.

@@ -1,5 +1,6 @@
 """A hub of our own on the loopback device: the part of the protocol that a download needs, and its faults."""
 
+import contextlib
 import dataclasses
 import hashlib
 import http.server
@@ -42,10 +43,8 @@ class FakeHub:
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_GET(self):
                 hub.asked.append(f"{self.command} {self.path.partition('?')[0]}")
-                try:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # who asked did not wait
                     hub.answer(self)
-                except (BrokenPipeError, ConnectionResetError):
-                    pass  # who asked did not wait
 
             do_HEAD = do_GET
 

@@ -362,7 +362,7 @@ def test_a_hub_that_does_not_give_the_model(tmp_path):
     source = tiny.write_folder(tmp_path / "hub" / "models" / "org" / "tiny", config(), state())
     with FakeHub(tmp_path / "hub") as hub:
         line = find_from(hub, "org/other", tmp_path / "home")
-        assert line == f"InputError: model.name: 'org/other' {NOT_GIVEN}says 404: there is no model of this id"
+        assert line == f"InputError: model.name: 'org/other' {NOT_GIVEN}says 404: there is no model org/other"
         line = find_from(hub, "org/tiny", tmp_path / "home")
         assert line == f"InputError: model.name: 'org/tiny' {NOT_GIVEN}has no tokenizer.json or vocab.txt there"
         (source / "vocab.txt").write_text("[PAD]\n", encoding="utf-8")

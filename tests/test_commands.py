@@ -365,7 +365,10 @@ BAD = {
         ["--config={place}/twice.py"],
         "--config={place}/twice.py: line 5: seeds are wanted",
     ),
-    "config reads nothing": (["--config={place}/reads.py"], "--config={place}/reads.py: line 2: [Errno 2] No such file"),
+    "config reads nothing": (
+        ["--config={place}/reads.py"],
+        "--config={place}/reads.py: line 2: [Errno 2] No such file",
+    ),
     "config is no config": (["--config={place}/returns.py"], "--config={place}/returns.py: get_config() gives no"),
     "config has a typo": (["--config={place}/typo.py"], '--config={place}/typo.py: line 6: Key "sedes" does not exist'),
     "config has a None": (["--config={place}/none_field.py"], "epochs: is None; give a value"),

@@ -191,10 +191,10 @@ def test_a_date_as_retry_after_is_not_waited_for(server, waited):
 
 
 REFUSED = {
-    401: "the hub says 401: there is no such model, or it is not open to all and wants a token (`hf auth login`)",
-    403: "the hub says 403: this model is not open to you: its page says how to get access, `hf auth login` takes your "
-    "token",
-    404: "the hub says 404: there is no model of this id",
+    401: "the hub says 401: there is no model org/tiny, or it is not open to all and wants a token (`hf auth login`)",
+    403: "the hub says 403: model org/tiny is not open to you: its page says how to get access, `hf auth login` takes "
+    "your token",
+    404: "the hub says 404: there is no model org/tiny",
 }
 
 
@@ -205,12 +205,13 @@ def test_what_is_refused_is_told_at_once(server, waited, status, match):
     told = error()
     if match == LISTING:
         assert told == f"{WHERE}: {REFUSED[status]}"
-    assert told.startswith(f"{WHERE}: the hub says {status}")
+    else:
+        assert told == f"{WHERE}: {REFUSED[status]}".replace("model org", "weights of model org")
     assert waited == []
 
 
 def test_a_repository_that_is_not_there(server):
-    with pytest.raises(InputError, match=r"^data\.path: 'org/none': the hub says 404: there is no data set of this id$"):
+    with pytest.raises(InputError, match=r"^data\.path: 'org/none': the hub says 404: there is no data set org/none$"):
         hub.fetch("data.path: 'org/none'", WANTED._replace(kind="dataset", name="org/none"))
 
 

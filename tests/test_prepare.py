@@ -57,7 +57,7 @@ def test_prepare_then_a_study_without_a_network(served, tmp_path):
         for line in lines:
             if ", in " in line:
                 assert line.partition(", in ")[2].startswith(str(home / "hub"))
-        assert [line for line in lines if line.startswith("fetching ")][0].startswith("fetching vocab.txt of model org/t")
+        assert next(line for line in lines if line.startswith("fetching ")).startswith("fetching vocab.txt of model ")
         assert lines[-1] == "all is there; 11 files fetched"
         assert not [line for line in hub.asked if "/test-" in line], "test sets are not wanted"
     again = fake_hub.train(hub, home, *CONFIG, "--prepare")
@@ -78,12 +78,11 @@ def test_what_is_not_cached_is_one_line_that_names_the_command(served, tmp_path)
     home = tmp_path / "home"
     with FakeHub(served) as hub:
         assert fake_hub.train(hub, home, *CONFIG[:2], "--config.data.path=synthetic", "--prepare").returncode == 0
-    for more in ({}, {"HF_HUB_OFFLINE": "1"}):
-        for how in ("--prepare", f"--workdir={tmp_path}/w"):
-            done = fake_hub.train(hub, home, *CONFIG, how, **more)
-            assert done.returncode == 2
-            assert done.stderr.startswith("train.py: data.path: 'nyu-mll/glue', rte: ")
-            assert done.stderr.endswith(f"; the cache does not have it; {AHEAD}") and done.stderr.count("\n") == 1
+    for how in ("--prepare", f"--workdir={tmp_path}/w"):
+        done = fake_hub.train(hub, home, *CONFIG, how, HF_HUB_OFFLINE="1")
+        assert done.returncode == 2
+        told = "data.path: 'nyu-mll/glue', rte: HF_HUB_OFFLINE is set; the cache does not have it; "
+        assert done.stderr == f"train.py: {told}{AHEAD}"
     assert not (tmp_path / "w").exists()
 
 
@@ -120,7 +119,9 @@ def test_prepare_that_fails_says_why_and_keeps_what_it_has(served, tmp_path):
         hub.fail("GET .*/conll2003/train", status=404)
         done = fake_hub.train(hub, tmp_path / "home", *CONFIG, "--prepare")
         assert done.returncode == 2 and done.stderr.count("\n") == 1
-        assert done.stderr.startswith("train.py: data.path: 'lhoestq/conll2003', ner: the hub says 404: ")
+        assert done.stderr.startswith(
+            "train.py: data.path: 'lhoestq/conll2003', ner: the hub says 404: there is no conll2003/train-"
+        )
         hub.heal()
         done = fake_hub.train(hub, tmp_path / "home", *CONFIG, "--prepare")
         assert (done.returncode, done.stderr) == (0, "")
@@ -153,7 +154,7 @@ def test_a_corpus_that_the_hub_does_not_have(served, tmp_path):
         own = "--config.data.path=me/other"
         done = fake_hub.train(hub, tmp_path / "home", *CONFIG[:2], "--config.tasks=ner", own, "--prepare")
     assert done.returncode == 2
-    told = "train.py: data.path: 'me/other', ner: the hub says 404: there is no data set of this id\n"
+    told = "train.py: data.path: 'me/other', ner: the hub says 404: there is no data set me/other\n"
     assert done.stderr == told
 
 
