@@ -1,7 +1,8 @@
 """Trains a study: `python train.py --config=configs/glue.py:rte,layernorms --workdir=runs/rte`.
 
 Any field of the config can be given on the command line: `--config.seeds='(0,)'`. With `--dry_run` it prints what
-would train, and the plan, and trains nothing. Bad input is one line, and exit code 2.
+would train, and the plan, and trains nothing; with `--prepare` it fetches the model and the data, and needs no workdir.
+Bad input is one line, and exit code 2.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from lnflax.errors import InputError, nearest
+from lnflax.errors import InputError, nearest, raised_at
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with its argument after a colon.")
 WORKDIR = flags.DEFINE_string("workdir", None, "The folder that the results go to.")
 DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print what trains and the plan; train nothing.")
 CELLS = flags.DEFINE_string("cells", None, "i/n: train the i-th of n shares of the cells, without any lock.")
+PREPARE = flags.DEFINE_bool("prepare", False, "Fetch the model and the data from the hub, where there is a network.")
 
 
 class ConfigParser(flags.ArgumentParser):
@@ -38,7 +40,8 @@ class ConfigParser(flags.ArgumentParser):
             config = self.inner.parse(argument)
             getattr(config, "items", None)  # raises for one that could not be read
         except Exception as error:
-            raise InputLine(f"--config={argument}: {_reason(error)}") from error
+            place = raised_at(error, argument.partition(":")[0])
+            raise InputLine(f"--config={argument}: {place}{_reason(error)}") from error
         if not isinstance(config, ConfigDict):
             raise InputLine(f"--config={argument}: get_config() gives no ConfigDict")
         for given in sys.argv:
@@ -57,6 +60,8 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__ or error.__context__ or error
     while error.args and isinstance(error.args[0], BaseException):
         error = error.args[0]
+    if isinstance(error, SyntaxError):  # whose text repeats the place
+        return f"{type(error).__name__}: {error.msg}"
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     text = text.partition(" Other fields present")[0]  # which lists the whole config
     return text or type(error).__name__
@@ -86,7 +91,7 @@ def parse_flags(arguments: list[str]) -> list[str]:
         fail(_reason(error))
     if len(rest) > 1:
         fail(f"{rest[1]!r} is not a flag; flags begin with --")
-    for name in ("config", "workdir"):
+    for name in ("config",) if PREPARE.value else ("config", "workdir"):
         if not flags.FLAGS[name].value:
             fail(f"--{name} is missing")
     return rest
@@ -96,7 +101,7 @@ def main(_: list[str]) -> None:
     """Calls the library once."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is no news here
-    from lnflax import compiling, config, devices, interruption, study, tokens
+    from lnflax import compiling, config, devices, interruption, prepare, study, tokens
     from lnflax.progress import Reporter
 
     devices.be_deterministic()
@@ -105,12 +110,16 @@ def main(_: list[str]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("datasets").setLevel(logging.CRITICAL)  # which logs what it raises
     reporter = Reporter()
+    reporter.relay("lnflax")
     if trouble := compiling.keep(tokens.cache_folder() / "xla"):
         reporter.warn(trouble)
     try:
         share = study.Share.parse(CELLS.value) if CELLS.value is not None else None
-        given, workdir = config.parse(CONFIG.value), Path(str(WORKDIR.value))
-        study.run(given, workdir, reporter, dry_run=DRY_RUN.value, share=share)
+        given = config.parse(CONFIG.value)
+        if PREPARE.value:
+            prepare.run(given, reporter)
+        else:
+            study.run(given, Path(str(WORKDIR.value)), reporter, dry_run=DRY_RUN.value, share=share)
     except InputError as error:
         fail(str(error))
     except OSError as error:

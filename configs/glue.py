@@ -9,12 +9,13 @@ accuracy ± deviation at the selected rate.
 from ml_collections import ConfigDict
 
 from configs import base
+from lnflax.errors import InputError
 
 
 def get_config(cell: str = "rte,layernorms") -> ConfigDict:
     task, comma, setting = cell.partition(",")
     if not (task and comma and setting):
-        raise ValueError("give TASK,SETTING, as in configs/glue.py:rte,layernorms")
+        raise InputError("give TASK,SETTING, as in configs/glue.py:rte,layernorms")
     config = base.get_config()
     config.tasks = (task,)
     config.settings = (setting,)

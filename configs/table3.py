@@ -10,11 +10,12 @@ argument is the number of blocks of the model: `configs/table3.py:6` for a six-b
 from ml_collections import ConfigDict
 
 from configs import base
+from lnflax.errors import InputError
 
 
 def get_config(blocks: str = "12") -> ConfigDict:
     if not blocks.isdecimal():
-        raise ValueError("give the model's number of blocks, as in configs/table3.py:12")
+        raise InputError("give the model's number of blocks, as in configs/table3.py:12")
     config = base.get_config()
     config.tasks = ("cola", "mrpc", "stsb", "rte")
     config.settings = ("frozen", *(f"single_norm_{k}" for k in range(1, int(blocks) + 1)), "layernorms")

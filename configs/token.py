@@ -10,12 +10,13 @@ files or JSON lines of `tokens` and `tags`, is `--config.data.path=FOLDER`.
 from ml_collections import ConfigDict
 
 from configs import base
+from lnflax.errors import InputError
 
 
 def get_config(cell: str = "pos,layernorms") -> ConfigDict:
     task, comma, setting = cell.partition(",")
     if not (task and comma and setting):
-        raise ValueError("give pos or ner,SETTING, as in configs/token.py:pos,layernorms")
+        raise InputError("give pos or ner,SETTING, as in configs/token.py:pos,layernorms")
     config = base.get_config()
     config.model.name = "google-bert/bert-base-cased"
     config.tasks = (task,)

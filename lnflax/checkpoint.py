@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from lnflax import bert, rules, sources
+from lnflax import bert, hub, rules, sources
 from lnflax.bert import BertConfig
 from lnflax.errors import InputError
 
@@ -20,6 +21,7 @@ FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config
          "special_tokens_map.json", "added_tokens.json")  # fmt: skip
 BUFFERS = r"(bert\.)?embeddings\.(position_ids|token_type_ids)"
 HEADS = r"(cls|classifier|qa_outputs)\..*"  # of pretraining or of other tasks: ours starts fresh
+VOCABULARY = "tokenizer.json or vocab.txt"
 LEAVES = {"weight": "kernel", "gamma": "scale", "beta": "bias"}
 
 
@@ -29,16 +31,23 @@ def find(name: str) -> Path:
     Raises:
         InputError: no such folder, or the hub has no such model, or cannot be reached.
     """
+    found = locate(name)
+    return found if isinstance(found, Path) else found.folder
+
+
+def locate(name: str) -> Path | hub.Found:
+    """The same, and what was fetched of a hub id."""
     if folder := sources.folder("model.name", name, "a checkpoint folder or a hub id"):
         return folder
-    import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    wanted = hub.Wanted("model", name, _files, ("config.json", "model.safetensors", VOCABULARY))
+    return hub.fetch(f"model.name: {name!r} is no folder, and the hub did not give it", wanted)
 
-    try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"model.name: {name!r} is no folder, and the hub did not give it: {reason}") from error
+
+def _files(names: Sequence[str]) -> dict[str, list[str]]:
+    """Those of a checkpoint, the weights last."""
+    own = {name: [name] for name in FILES if name in names}
+    vocabulary = [name for name in ("tokenizer.json", "vocab.txt") if name in names]
+    return {VOCABULARY: vocabulary, **own, "model.safetensors": own.get("model.safetensors", [])}
 
 
 def read_config(folder: Path, *, pooling: str, num_outputs: int, dtype: str) -> BertConfig:

@@ -7,10 +7,10 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, NamedTuple
 
-from lnflax import sources
+from lnflax import hub, sources
 from lnflax.errors import InputError
 
 # The endings of a split's name in a folder: CoNLL-2003's own files are eng.train, eng.testa and eng.testb.
@@ -58,27 +58,60 @@ def read(task: str, path: str, splits: Iterable[str], *, spans: bool) -> dict[st
     if path == "nltk":
         found = read_treebank()
         return {split: found[split] for split in splits if split in found}
-    folder = sources.folder("data.path", path, "a hub id, a folder, nltk or synthetic")
-    if folder is None:
-        found = _read_hub(task, path, splits)
+    place = locate(task, path, splits)
+    if isinstance(place, Path):
+        inner = place / task
+        folder = inner if inner.is_dir() else place
+        found = _read_files(task, folder, folder.iterdir(), splits)
     else:
-        inner = folder / task
-        found = _read_folder(task, inner if inner.is_dir() else folder, splits)
+        files = [place.folder / name for name in place.files]
+        found = _read_files(task, path, files, splits)
     if spans:
         return {split: _spans(split, tagged) for split, tagged in found.items()}
     return found
 
 
-def _read_folder(task: str, folder: Path, splits: Iterable[str]) -> dict[str, Tagged]:
-    found = {}
+def locate(task: str, path: str, splits: Iterable[str]) -> Path | hub.Found:
+    """The folder of a corpus, or the hub's files of it; the first two of `splits` must be there.
+
+    A corpus on the hub lies in the folder of the task, else beside its README, else in `data`, else in the one folder
+    that has any.
+
+    Raises:
+        InputError: it is not there, or the hub cannot be reached and the cache does not hold it whole.
+    """
+    if folder := sources.folder("data.path", path, "a hub id, a folder, nltk or synthetic"):
+        return folder
+    own = tuple(splits)
+    wanted = hub.Wanted("dataset", path, lambda names: _choose(task, path, names, own), own[:2])
+    return hub.fetch(f"data.path: {path!r}, {task}", wanted)
+
+
+def _choose(task: str, path: str, names: Sequence[str], splits: tuple[str, ...]) -> dict[str, list[str]]:
+    """The files of each split in one folder of a repository; where there is parquet, that alone."""
+    files = [PurePosixPath(name) for name in names if not name.endswith(".md")]
+    mine = {split: [file for file in files if _is_of(file.name, split)] for split in splits}
+    folders = {str(file.parent) for file in mine[splits[0]]}
+    chosen = next((folder for folder in (task, ".", "data") if folder in folders), None)
+    if chosen is None and len(folders) > 1:
+        some = ", ".join(sorted(folders)[:4])
+        raise InputError(f"data.path: {path!r} has several corpora: {some}; download one, and give its folder")
+    chosen = chosen or next(iter(folders), None)
+    here = {split: [file for file in own if str(file.parent) == chosen] for split, own in mine.items()}
+    parquet = {split: [file for file in own if _kind(file) == "parquet"] for split, own in here.items()}
+    return {split: sorted(map(str, parquet[split] or own)) for split, own in here.items()}
+
+
+def _read_files(task: str, where: Any, given: Iterable[Path], splits: Iterable[str]) -> dict[str, Tagged]:
+    found, given = {}, [file for file in given if file.is_file()]
     for split in splits:
-        files = sorted(file for file in folder.iterdir() if file.is_file() and _is_of(file.name, split))
+        files = sorted(file for file in given if _is_of(file.name, split))
         kinds = {_kind(file) for file in files}
         if len(kinds) > 1 or (len(files) > 1 and kinds != {"parquet"}):
             names = ", ".join(file.name for file in files)
-            raise InputError(f"data.path: {folder}: several files of {split}: {names}; leave one")
+            raise InputError(f"data.path: {where}: several files of {split}: {names}; leave one")
         if kinds == {"parquet"}:
-            found[split] = _read_parquet(task, files, split)
+            found[split] = _read_parquet(task, where, files, split)
         elif files:
             found[split] = (read_json_lines if kinds == {"jsonl"} else read_columns)(files[0])
     return found
@@ -91,7 +124,7 @@ def _is_of(name: str, split: str) -> bool:
     return any(own in (parts[0], parts[-1], ending) for own in NAMES.get(split, (split,)))
 
 
-def _kind(file: Path) -> str:
+def _kind(file: PurePath) -> str:
     return {".parquet": "parquet", ".jsonl": "jsonl", ".json": "jsonl"}.get(file.suffix, "columns")
 
 
@@ -168,15 +201,10 @@ def read_json_lines(file: Path) -> Tagged:
     return _not_empty(file, Tagged(words, tags))
 
 
-def _read_parquet(task: str, files: list[Path], split: str) -> Tagged:
-    where, names = files[0].parent, [str(file) for file in files]
+def _read_parquet(task: str, where: Any, files: list[Path], split: str) -> Tagged:
+    names = [str(file) for file in files]
     table = sources.load(str(where), lambda datasets: datasets.Dataset.from_parquet(names))
     return _of_table(task, where, split, table)
-
-
-def _read_hub(task: str, path: str, splits: Iterable[str]) -> dict[str, Tagged]:
-    tables = sources.load(path, lambda datasets: datasets.load_dataset(path))
-    return {split: _of_table(task, path, split, tables[split]) for split in splits if split in tables}
 
 
 def _of_table(task: str, where: Any, split: str, table: Any) -> Tagged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import time
 
 from rich.console import Console
@@ -30,6 +31,13 @@ class Reporter:
     def warn(self, text: str) -> None:
         """A line that asks for attention."""
         self.say(f"warning: {text}")
+
+    def relay(self, logger: str) -> None:
+        """What is logged there, from level INFO on, are words to the user as well."""
+        own = logging.getLogger(logger)
+        own.setLevel(logging.INFO)
+        own.propagate = False
+        own.addHandler(_Relay(self))
 
     def start(self, title: str, steps: int, done: int = 0) -> None:
         """A cell of so many steps begins, or goes on after those that are done."""
@@ -59,3 +67,16 @@ class Reporter:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class _Relay(logging.Handler):
+    def __init__(self, reporter: Reporter) -> None:
+        super().__init__()
+        self.reporter = reporter
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            self.reporter.warn(text)
+        else:
+            self.reporter.say(text)

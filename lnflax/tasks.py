@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import fnmatch
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lnflax import corpora, sources, streams, synthetic, synthetic_tags
+from lnflax import corpora, hub, sources, streams, synthetic, synthetic_tags
 from lnflax.corpora import Tagged
 from lnflax.errors import InputError
 
@@ -116,9 +119,7 @@ def load(task: Task, path: str, eval_split: str, max_train_examples: int) -> Tas
         InputError: the data is not there, lacks the training or the first development split, or a column or label
             is not what the task says.
     """
-    splits, path = (eval_split,) if eval_split else task.splits, path or task.source
-    if path == "nltk" and task.name != "pos":
-        raise InputError(f"data.path: nltk has pos alone, not {task.name}")
+    splits, path = (eval_split,) if eval_split else task.splits, _source(task, path)
     read: Callable[..., dict[str, Any]] = _tagged if task.tagged else _sentences
     tables = read(task, path, ("train", *splits))
     for split in ("train", splits[0]):
@@ -135,6 +136,27 @@ def load(task: Task, path: str, eval_split: str, max_train_examples: int) -> Tas
         train = train.part(streams.subset(("max_train_examples", task.name), max_train_examples, train.examples))
     evals = {split: make(task, split, tables[split]) for split in splits if split in tables}
     return TaskTexts(task, train, evals, tuple(split for split in splits if split not in tables))
+
+
+def locate(task: Task, path: str, eval_split: str) -> Path | hub.Found | str:
+    """Where `load` reads from: a folder, the hub's files (fetched where they are not cached), `synthetic` or `nltk`.
+
+    Raises:
+        InputError: as of `load`, but for what is inside the files.
+    """
+    path, splits = _source(task, path), ("train", *((eval_split,) if eval_split else task.splits))
+    if path == "synthetic":
+        return path
+    if path == "nltk":
+        corpora.read_treebank()
+        return path
+    return corpora.locate(task.name, path, splits) if task.tagged else _locate(task.name, path, splits)
+
+
+def _source(task: Task, path: str) -> str:
+    if path == "nltk" and task.name != "pos":
+        raise InputError(f"data.path: nltk has pos alone, not {task.name}")
+    return path or task.source
 
 
 def _tagged(task: Task, path: str, splits: tuple[str, ...]) -> dict[str, Tagged]:
@@ -160,18 +182,37 @@ def _sentences(task: Task, path: str, splits: tuple[str, ...]) -> dict[str, Any]
     return synthetic.generate(task.name) if path == "synthetic" else _read(task.name, path, splits)
 
 
+def _locate(task: str, path: str, splits: tuple[str, ...]) -> Path | hub.Found:
+    """The folder of a path, or the hub's: the training set and the first development set must be there.
+
+    All sets must be of GLUE's own repository: an absent one is no lack of the hub's but of the cache.
+    """
+    if folder := sources.folder("data.path", path, "a hub id, a folder in the hub's layout, or synthetic"):
+        return folder
+
+    def choose(names: Sequence[str]) -> dict[str, list[str]]:
+        return {_pattern(task, split): sorted(fnmatch.filter(names, _pattern(task, split))) for split in splits}
+
+    needed = splits if path == TASKS[task].source else splits[:2]
+    wanted = hub.Wanted("dataset", path, choose, tuple(_pattern(task, split) for split in needed))
+    return hub.fetch(f"data.path: {path!r}, {task}", wanted)
+
+
+def _pattern(task: str, split: str) -> str:
+    """The files of a split in the hub's layout."""
+    return f"{task}/{split}-*.parquet"
+
+
 def _read(task: str, path: str, splits: tuple[str, ...]) -> dict[str, Any]:
     """Split name to a table of columns, for those of `splits` that are there."""
-    folder = sources.folder("data.path", path, "a hub id, a folder in the hub's layout, or synthetic")
-    where = f"{path!r}, {task}"
-    if folder is None:
-        tables = sources.load(where, lambda datasets: datasets.load_dataset(path, task))
-    else:
-        files = {split: sorted(map(str, (folder / task).glob(f"{split}-*.parquet"))) for split in splits}
-        files = {split: names for split, names in files.items() if names}
-        if not files:
-            raise InputError(f"data.path: {path!r} has no {task}/SPLIT-*.parquet")
-        tables = sources.load(where, lambda datasets: datasets.load_dataset("parquet", data_files=files))
+    found = _locate(task, path, splits)
+    folder = found if isinstance(found, Path) else found.folder
+    files = {split: sorted(map(str, folder.glob(_pattern(task, split)))) for split in splits}
+    files = {split: names for split, names in files.items() if names}
+    if not files:
+        raise InputError(f"data.path: {path!r} has no {task}/SPLIT-*.parquet")
+    read = functools.partial(sources.load, f"{path!r}, {task}")
+    tables = read(lambda datasets: datasets.load_dataset("parquet", data_files=files))
     return {split: {name: table[name] for name in table.column_names} for split, table in tables.items()}
 
 

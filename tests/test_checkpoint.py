@@ -1,12 +1,8 @@
 import hashlib
-import http.server
 import importlib.util
 import json
-import os
-import re
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import ml_dtypes
@@ -16,7 +12,8 @@ from safetensors.numpy import save_file
 
 from lnflax import checkpoint
 from lnflax.errors import InputError
-from tests import tiny
+from tests import fake_hub, tiny
+from tests.fake_hub import FakeHub
 
 
 def config(pooling="pooler", num_outputs=2):
@@ -323,72 +320,7 @@ def test_a_folder_is_taken_before_the_hub(tmp_path, monkeypatch):
     assert checkpoint.find("org/tiny") == Path("org/tiny")
 
 
-# --- A hub of our own on the loopback device; huggingface_hub reads its settings at import: a process each. ---
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub:
-    """The part of the hub's protocol that a download needs, over a folder; it writes down what it was asked."""
-
-    def __init__(self, folder):
-        self.folder, self.asked, self.broken = folder, [], set()
-        hub = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                hub.asked.append(f"{self.command} {self.path}")
-                hub.answer(self)
-
-            do_HEAD = do_GET
-
-            def log_message(self, *args):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever)
-
-    def __enter__(self):
-        self.thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
-
-    def answer(self, request):
-        path = request.path.partition("?")[0]
-        files = sorted(path for path in self.folder.iterdir() if path.is_file())
-        if path == "/api/models/org/tiny/revision/main":
-            siblings = [{"rfilename": file.name} for file in files]
-            self.send(request, json.dumps({"id": "org/tiny", "sha": COMMIT, "siblings": siblings}).encode())
-        elif path == f"/api/models/org/tiny/tree/{COMMIT}":
-            tree = [
-                {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": self.tag(file)}
-                for file in files
-            ]
-            self.send(request, json.dumps(tree).encode())
-        elif match := re.fullmatch(f"/org/tiny/resolve/{COMMIT}/([^/]+)", path):
-            file = self.folder / match[1]
-            if file.name in self.broken:
-                self.send(request, b"", 403)
-            else:
-                self.send(request, file.read_bytes(), ETag=f'"{self.tag(file)}"', **{"X-Repo-Commit": COMMIT})
-        else:
-            self.send(request, b'{"error": "Repository not found"}', 404, **{"X-Error-Code": "RepoNotFound"})
-
-    def tag(self, file):
-        return hashlib.sha1(file.read_bytes()).hexdigest()
-
-    def send(self, request, data, status=200, **headers):
-        request.send_response(status)
-        for name, value in ({"Content-Length": str(len(data)), "Content-Type": "application/json"} | headers).items():
-            request.send_header(name, value)
-        request.end_headers()
-        if request.command != "HEAD":
-            request.wfile.write(data)
-
+# --- From the hub; huggingface_hub reads its settings at import: a process each. ---
 
 FIND = """
 import sys
@@ -403,28 +335,18 @@ except InputError as error:
 
 def find_from(hub, name, home):
     """What `find` gives in a process whose hub is ours: its last printed line."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and "proxy" not in key.lower()}
-    own = {
-        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server.server_port}",
-        "HF_HOME": str(home),
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "NO_PROXY": "127.0.0.1",
-    }
-    command = [sys.executable, "-c", FIND, name]
-    root = Path(__file__).parents[1]
-    run = subprocess.run(command, env=kept | own, cwd=root, capture_output=True, text=True, timeout=120, check=False)
+    command, environment = [sys.executable, "-c", FIND, name], fake_hub.environment(hub.url, home)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
     (line,) = run.stdout.splitlines()
     return line
 
 
 def test_a_checkpoint_from_the_hub_then_from_the_cache(tmp_path):
-    source = tiny.write_folder(tmp_path / "hub", config(), state())
+    source = tiny.write_folder(tmp_path / "hub" / "models" / "org" / "tiny", config(), state())
     (source / "vocab.txt").write_text("[PAD]\n", encoding="utf-8")
     (source / "pytorch_model.bin").write_bytes(b"never fetched")
-    with Hub(source) as hub:
+    with FakeHub(tmp_path / "hub") as hub:
         folder = Path(find_from(hub, "org/tiny", tmp_path / "home"))
         assert folder.is_relative_to(tmp_path / "home")
         assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "vocab.txt"]
@@ -433,14 +355,17 @@ def test_a_checkpoint_from_the_hub_then_from_the_cache(tmp_path):
     assert find_from(hub, "org/tiny", tmp_path / "home") == str(folder), "the hub is gone, the cache is not"
 
 
+NOT_GIVEN = "is no folder, and the hub did not give it: the hub "
+
+
 def test_a_hub_that_does_not_give_the_model(tmp_path):
-    source = tiny.write_folder(tmp_path / "hub", config(), state())
-    with Hub(source) as hub:
+    source = tiny.write_folder(tmp_path / "hub" / "models" / "org" / "tiny", config(), state())
+    with FakeHub(tmp_path / "hub") as hub:
         line = find_from(hub, "org/other", tmp_path / "home")
-        assert line.startswith("InputError: model.name: 'org/other' is no folder, and the hub did not give it: ")
-        assert "404" in line
-        hub.broken.add("model.safetensors")
+        assert line == f"InputError: model.name: 'org/other' {NOT_GIVEN}says 404: there is no model org/other"
         line = find_from(hub, "org/tiny", tmp_path / "home")
-        assert line.startswith("InputError: model.name: 'org/tiny' is no folder, and the hub did not give it: ")
-    line = find_from(hub, "org/tiny", tmp_path / "empty")
-    assert line.startswith("InputError: model.name: 'org/tiny' is no folder, and the hub did not give it: ")
+        assert line == f"InputError: model.name: 'org/tiny' {NOT_GIVEN}has no tokenizer.json or vocab.txt there"
+        (source / "vocab.txt").write_text("[PAD]\n", encoding="utf-8")
+        hub.fail("GET .*/model.safetensors", status=403)
+        line = find_from(hub, "org/tiny", tmp_path / "home")
+        assert line.startswith(f"InputError: model.name: 'org/tiny' {NOT_GIVEN}says 403: ")

@@ -320,7 +320,7 @@ BAD = {
     "single_norm too deep": (["--config.settings=single_norm_7"], "settings: 'single_norm_7': the model has 2 blocks"),
     "too many outliers": (["--config.settings=outliers_5000"], "settings: 'outliers_5000': a LayerNorm has 64 scalars"),
     "no data folder": (["--config.data.path={place}/none"], "data.path: no folder '{place}/none'"),
-    "no data on the hub": (["--config.data.path=none"], "data.path: 'none', rte: "),
+    "no data on the hub": (["--config.data.path=none"], "data.path: 'none', rte: HF_HUB_OFFLINE is set; the cache d"),
     "data is a file": (["--config.data.path={place}/a_file"], "data.path: no folder '{place}/a_file'"),
     "data is empty": (["--config.data.path={place}/empty"], "data.path: '{place}/empty' has no rte/SPLIT-*.parquet"),
     "data is damaged": (["--config.data.path={place}/torn"], "data.path: '{place}/torn', rte: "),
@@ -349,10 +349,31 @@ BAD = {
     "rules no rules": (['--config.rules={{"a":1}}'], "rules.a: 1 is not a list of (regex, label) pairs"),
     "no config file": (["--config={place}/none.py"], "--config={place}/none.py: there is no such file"),
     "config is a folder": (["--config=configs"], "--config=configs: there is no such file"),
-    "config raises": (["--config={place}/raises.py"], "--config={place}/raises.py: no such luck"),
-    "config reads nothing": (["--config={place}/reads.py"], "--config={place}/reads.py: [Errno 2] No such file"),
+    "config raises": (["--config={place}/raises.py"], "--config={place}/raises.py: line 2: no such luck"),
+    "config is no Python": (["--config={place}/syntax.py"], "--config={place}/syntax.py: line 3: SyntaxError: "),
+    "config imports nothing": (
+        ["--config={place}/lost.py"],
+        "--config={place}/lost.py: line 2: No module named 'no_such_module'",
+    ),
+    "config misnames": (["--config={place}/misnamed.py"], "--config={place}/misnamed.py: line 3: name 'nme' is not d"),
+    "config imports what raises": (
+        ["--config={place}/imports.py"],
+        "--config={place}/imports.py: {place}/helper_of_tests.py, line 3: division by zero",
+    ),
+    "config imports no Python": (
+        ["--config={place}/imports_text.py"],
+        "--config={place}/imports_text.py: {place}/text_of_tests.py, line 1: SyntaxError: ",
+    ),
+    "config raises from another error": (
+        ["--config={place}/twice.py"],
+        "--config={place}/twice.py: line 5: seeds are wanted",
+    ),
+    "config reads nothing": (
+        ["--config={place}/reads.py"],
+        "--config={place}/reads.py: line 2: [Errno 2] No such file",
+    ),
     "config is no config": (["--config={place}/returns.py"], "--config={place}/returns.py: get_config() gives no"),
-    "config has a typo": (["--config={place}/typo.py"], '--config={place}/typo.py: Key "sedes" does not exist'),
+    "config has a typo": (["--config={place}/typo.py"], '--config={place}/typo.py: line 6: Key "sedes" does not exist'),
     "config has a None": (["--config={place}/none_field.py"], "epochs: is None; give a value"),
     "config lacks fields": (["--config={place}/scratch.py"], "model: the config lacks this field"),
     "glue without a cell": (["--config=configs/glue.py:rte"], "--config=configs/glue.py:rte: give TASK,SETTING"),
@@ -378,8 +399,20 @@ BAD = {
 }
 BASED = "from configs import base\n\n\ndef get_config():\n    c = base.get_config()\n    {}\n    return c\n"
 OWN = "[('.*/query/bias', 'trainable'), ('bert/.*', 'frozen'), ('classifier/.*', 'trainable')]"
+HERE = "import sys\nfrom pathlib import Path\nsys.path.insert(0, str(Path(__file__).parent))\n"
 CONFIGS = {
     "raises": "def get_config():\n    raise RuntimeError('no such\\nluck')\n",
+    "syntax": "import os\n\ndef get_config(:\n    pass\n",
+    "lost": "import os\nimport no_such_module\n",
+    "misnamed": "def get_config():\n    value = 1\n    return value + nme\n",
+    "imports": f"{HERE}import helper_of_tests\n\ndef get_config():\n    return helper_of_tests.half(0)\n",
+    "helper_of_tests": "def half(x):\n    one = 1\n    return one / x\n",
+    "imports_text": f"{HERE}import text_of_tests\n\ndef get_config():\n    pass\n",
+    "text_of_tests": "these are words\n",
+    "twice": (
+        "def get_config():\n    try:\n        return {}['seeds']\n    except KeyError as error:\n"
+        "        raise ValueError('seeds are wanted') from error\n"
+    ),
     "reads": "def get_config():\n    return open('/none/of/it')\n",
     "returns": "def get_config():\n    return None\n",
     "typo": BASED.format("c.sedes = (0,)"),
@@ -425,6 +458,7 @@ def outcomes(place, words, trained):
         names = {argument.partition("=")[0] for argument in own}  # a list that is given twice is joined
         lines[name] = [part for part in line if part.partition("=")[0] not in names] + own
     lines["nothing"] = ["train.py"]
+    lines["prepare"] = [part for part in (*words, "--prepare") if not part.startswith("--workdir")]
     lines["again"] = [*words, f"--workdir={trained[0]}"]
     lines["dry run"] = [*words, f"--workdir={place}/runs/dry", "--dry_run"]
     changed = overrides(**{"model.name": place / "model", "data.path": "synthetic", "max_length": 32})
@@ -461,6 +495,16 @@ def test_the_same_command_again_does_nothing(outcomes):
     code, out, err = outcomes["again"]
     assert (code, err) == ("0", "")
     assert "rte/layernorms: done; 2 seeds × 2 rates" in out and "accuracy" not in out
+
+
+def test_prepare_wants_no_workdir_and_leaves_folders_alone(outcomes, model):
+    code, out, err = outcomes["prepare"]
+    assert (code, err) == ("0", "")
+    assert out.splitlines() == [
+        f"model {model}: a folder, taken as it is",
+        "data synthetic, rte: made without the hub",
+        "all is there; nothing was to be fetched",
+    ]
 
 
 def test_dry_run_says_the_counts_and_the_plan(outcomes):
