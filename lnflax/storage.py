@@ -137,14 +137,12 @@ def remove(*paths: Path) -> None:
 
 
 def remove_folder(folder: Path) -> None:
-    """Takes a folder and the files in it away, for good; a folder that holds folders is left."""
+    """Takes a folder and the files in it away. A power loss may bring them back."""
     if not folder.is_dir():
         return
     remove(*(path for path in folder.iterdir() if not path.is_dir()))
     with telling(folder, "removed"):
-        with contextlib.suppress(FileNotFoundError):
-            os.rmdir(folder)  # noqa: PTH106
-        flush_folder(folder.parent)
+        os.rmdir(folder)  # noqa: PTH106
 
 
 def sha256(data: bytes) -> str:

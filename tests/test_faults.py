@@ -1,5 +1,6 @@
 """Every call that a study makes of its disk fails in every way, and the study is none the worse for it."""
 
+import dataclasses
 import json
 import shutil
 
@@ -130,6 +131,34 @@ def test_every_flush_and_rename_is_needed(given, undisturbed, tmp_path):
     assert survives(given, expected, calls, tmp_path, None)
     print(f"\n{len(needed)} flushes and renames taken out, {len(caught)} caught")
     assert caught == needed and len(needed) >= 5
+
+
+def test_what_is_set_aside_is_not_lost(given, tmp_path, toy):
+    """A damaged state lies where it was or aside whenever the power fails, but not without its flush or its rename."""
+    own = dataclasses.replace(given, save_minutes=1e-9)
+    (tmp_path / "kept").mkdir()
+    end, _ = begin(own, tmp_path / "kept" / "w", Fault("kill", 60))
+    (state,) = (tmp_path / "kept").glob("w/rte/frozen/state/0*")
+    assert isinstance(end, Stopped) and (state.parents[1] / "metrics.jsonl").read_bytes() == b""  # the first epoch
+    noise = state.read_bytes()[:-8] + b"not this"
+    (state.parent / f"999999-{'0' * 16}.safetensors").write_bytes(noise)
+    sites = ("fsync", "flush_folder", "set_aside"), ("rename", "set_aside", "_set_aside")
+    kept = [_is_kept(own, noise, tmp_path, without) for without in (None, *sites)]
+    assert kept == [True, False, False]
+
+
+def _is_kept(given, noise, tmp_path, without):
+    for number in range(1, 80):
+        folder = shutil.copytree(tmp_path / "kept", tmp_path / "disk")
+        try:
+            end, made = begin(given, folder / "w", Fault("power", number), without)
+            assert without is None or without in made.sites or number < 5
+            made.lose_power()
+            if not any(path.read_bytes() == noise for path in folder.rglob("999999*")):
+                return False
+        finally:
+            shutil.rmtree(folder)
+    return True
 
 
 def survives(given, expected, calls, tmp_path, without):
