@@ -10,6 +10,7 @@ from typing import Any
 
 DIVERGED_MARK = "†"
 FEWER_MARK = "‡"
+SIGNS = {"better": "▲", "worse": "▼", "on a par": "≈", "cannot tell": "?"}
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -26,6 +27,9 @@ _LATEX = {
     "–": "--",
     "†": r"$^\dagger$",
     "‡": r"$^\ddagger$",
+    "▲": r"$\uparrow$",
+    "▼": r"$\downarrow$",
+    "≈": r"$\approx$",
 }
 
 
