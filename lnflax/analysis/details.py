@@ -30,7 +30,7 @@ def details(shown: Iterable[Entry], support: Support) -> Grid:
     against = support.against
     header: tuple[str, ...] = _HEADER
     if against:
-        header = (*header, f"less {against.setting}", "95 % interval", "p (Holm)", "verdict")
+        header = (*header, f"minus {against.setting}", "its 95 % interval", "p (Holm)", "verdict")
     lines = []
     for entry in shown:
         for value in entry.values:
@@ -139,7 +139,7 @@ def notes(shown: Sequence[Entry], reading: Reading, support: Support) -> tuple[s
 
 
 def _seed_limits(keys: Iterable[Key], support: Support) -> list[str]:
-    """The smallest p that the seeds allow."""
+    """The smallest p that the seeds allow, and where they are too few."""
     if support.against:
         counts = {own.seeds for own in support.differences.values()}
     else:
@@ -152,6 +152,12 @@ def _seed_limits(keys: Iterable[Key], support: Support) -> list[str]:
         )
     if 1 in counts:
         lines.append("Where there is one seed, interval and p are over examples: they speak of that seed alone.")
+    rested = support.differences if support.against else {key: support.samples.found[key] for key in keys}
+    if narrow := [f"{task}/{setting} {metric}" for (setting, task, metric), own in rested.items() if own.narrow]:
+        what = "of the difference is" if support.against else "is"
+        lines.append(
+            f"Too few seeds for how much they differ, so that the interval {what} too narrow: {', '.join(narrow)}."
+        )
     return lines
 
 
@@ -170,7 +176,7 @@ def _example_limits(keys: Sequence[Key], support: Support) -> list[str]:
         return []
     kind = f"a setting and {against.setting}" if against else "two settings"
     return [
-        f"The least difference of {kind} that the dev examples can show (80 % power, two-sided 5 %, median over"
+        f"The least difference between {kind} that the dev examples can show (80 % power, two-sided 5 %, median over"
         f" pairs), in points: {', '.join(shown)}."
     ]
 
@@ -178,9 +184,8 @@ def _example_limits(keys: Sequence[Key], support: Support) -> list[str]:
 def _missing(shown: Sequence[Entry], support: Support) -> list[str]:
     """Which numbers have no interval or no difference, and why."""
     faults, found, against = support.samples.faults, support.samples.found, support.against
-    lines = [
-        f"No interval: {fault}." for entry in shown if (fault := faults.get((entry.setting, entry.task))) is not None
-    ]
+    told = [faults[cell] for entry in shown if (cell := (entry.setting, entry.task)) in faults]
+    lines = [f"No interval: {'; '.join(told)}."] if told else []
     if against is None:
         return lines
     for task in dict.fromkeys(entry.task for entry in shown if entry.setting != against.setting):
