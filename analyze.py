@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lnflax.analysis.tables import Reading, make_tables
+from lnflax.analysis.comparison import Against
+from lnflax.analysis.curves import make_curves
+from lnflax.analysis.entries import Reading
+from lnflax.analysis.grids import make_grids
+from lnflax.analysis.tables import make_tables
 from lnflax.errors import InputError
 from lnflax.selection import HOW
 
@@ -27,21 +32,61 @@ def _task_metric(text: str) -> tuple[str, str]:
     return task, metric
 
 
+# The flags that a view reads; every other one is refused, so that none is ignored.
+VIEWS = {
+    "paper": ("select", "ddof", "metric", "published", "reference", "margin"),
+    "grid": ("select", "ddof", "metric"),
+    "curves": (),
+}
+
+
+def _points(text: str) -> float:
+    """A margin in points as a fraction."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of points from 0 to 100")
+    return value / 100
+
+
 def _tables(flags: argparse.Namespace) -> str:
-    reading = Reading(how=flags.select, ddof=flags.ddof, metrics=dict(flags.metric))
-    return make_tables(flags.workdir, flags.out, reading, flags.published)
+    for name in VIEWS["paper"]:
+        if name not in VIEWS[flags.view] and getattr(flags, name) not in (None, []):
+            raise InputError(f"--{name}: --view={flags.view} does not read it")
+    if flags.margin is not None and flags.reference is None:
+        raise InputError("--margin: there is nothing to compare without --reference")
+    if flags.view == "curves":
+        return make_curves(flags.workdir, flags.out)
+    given = {"how": flags.select, "ddof": flags.ddof, "metrics": dict(flags.metric)}
+    reading = Reading(**{name: value for name, value in given.items() if value is not None})
+    if flags.view == "grid":
+        return make_grids(flags.workdir, flags.out, reading)
+    margin = {} if flags.margin is None else {"margin": flags.margin}
+    against = None if flags.reference is None else Against(flags.reference, **margin)
+    return make_tables(flags.workdir, flags.out, reading, flags.published, against)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="analyze.py", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
-    tables = commands.add_parser("tables", help="the paper's Tables 1 to 4", allow_abbrev=False)
+    tables = commands.add_parser(
+        "tables", help="the paper's Tables 1 to 4, and what they are read from", allow_abbrev=False
+    )
     tables.set_defaults(run=_tables)
     tables.add_argument("--workdir", required=True, help="the folder that train.py wrote")
-    tables.add_argument("--out", help="also write table1.md, .csv, .tex and so on into this folder")
-    tables.add_argument("--select", choices=HOW, default="mean", help="what chooses the learning rate")
-    tables.add_argument("--ddof", type=int, default=1, help="std divides by n - ddof (default 1, the sample std)")
+    tables.add_argument("--out", help="also write the view's files (table1.md, .csv, .tex; grid.md, .csv; curves.csv)")
+    tables.add_argument(
+        "--view", choices=VIEWS, default="paper", help="the paper's tables, each cell's rate by seed, or every epoch"
+    )
+    tables.add_argument("--reference", metavar="SETTING", help="compare every setting with this one, e.g. full")
+    tables.add_argument(
+        "--margin", type=_points, metavar="POINTS", help="how far from the reference is on a par (default 1)"
+    )
+    tables.add_argument("--select", choices=HOW, help="what chooses the learning rate (default mean)")
+    tables.add_argument("--ddof", type=int, help="std divides by n - ddof (default 1, the sample std)")
     tables.add_argument(
         "--metric",
         type=_task_metric,

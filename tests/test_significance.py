@@ -49,13 +49,13 @@ def test_entities_are_resampled_by_the_sentence():
 def test_a_resample_is_the_metric_of_the_examples_drawn(metric):
     """Against the plain way: one resample after another, by indices, with scipy's and our own metrics."""
     predictions, labels = draw(metric, examples=40)
-    found = significance.resampled(("a",), [statistics(metric, predictions, labels)], resamples=20)
-    assert found.shape == (1, 20, 3)
+    found = significance.resampled(("a",), [statistics(metric, predictions, labels)], resamples=20)[0]
+    assert found.shape == (20, 3)
     drawn = significance.streams.words(("a", 0), 20 * 40).astype(object) % 40
     for b, chosen in enumerate(drawn.reshape(20, 40).astype(int)):
         for s in range(3):
             expected = metrics.compute([metric], predictions[s, chosen], labels[chosen])[metric]
-            assert found[0, b, s] == pytest.approx(expected, abs=1e-9)
+            assert found[b, s] == pytest.approx(expected, abs=1e-9)
 
 
 def test_cells_share_their_draws():
@@ -88,7 +88,7 @@ def test_the_least_difference_of_a_development_set():
     first, second = np.zeros((1, 1000)), np.zeros((1, 1000))
     first[0, :50], second[0, 50:100] = 1, 1
     both = [statistics("accuracy", own, labels) for own in (first, second)]
-    one, other = significance.resampled(("a",), both)[:, :, 0]
+    one, other = (values[:, 0] for values in significance.resampled(("a",), both))
     assert significance.least_difference(one - other) == pytest.approx(2.8016 * np.sqrt(1e-4), rel=0.05)
 
 
@@ -98,10 +98,11 @@ def test_the_honest_score_of_rates_that_are_all_noise_is_below_the_best_of_them(
     labels = np.zeros(400)
     rates = [statistics("accuracy", rng.integers(0, 2, (1, 400)), labels) for _ in range(5)]
     best = max(rate.whole.mean() for rate in rates)
-    honest = significance.honest_score(("a",), rates)
+    halves = significance.halves(("a",), 400)
+    honest = significance.honest_score(halves, rates)
     assert best > 0.51 and honest < best - 0.01
     # One rate: nothing is chosen, and both halves together are the whole.
-    assert significance.honest_score(("a",), rates[:1]) == pytest.approx(rates[0].whole.mean(), abs=1e-12)
+    assert significance.honest_score(halves, rates[:1]) == pytest.approx(rates[0].whole.mean(), abs=1e-12)
 
 
 @pytest.mark.parametrize(("seeds", "least", "most"), [(3, 0.92, 0.98), (10, 0.92, 0.98)])

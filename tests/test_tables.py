@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lnflax.analysis.tables import Reading, make_tables, place
+from lnflax.analysis.entries import Reading
+from lnflax.analysis.tables import make_tables, place
 from lnflax.errors import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -97,17 +98,20 @@ TABLE1 = """\
 
 ### Details
 
-| setting    | task | metric              |  rate |  seeds | dev size | diverged | at edge |  mean |   std |
-| ---------- | ---- | ------------------- | ----: | -----: | -------: | -------: | ------: | ----: | ----: |
-| full       | rte  | accuracy            | 1e-05 |      2 |      277 |   1 of 6 |     yes | 62.50 | 17.68 |
-| frozen     | rte  | accuracy            |     – | 0 of 2 |      277 |   2 of 2 |      no |     – |     – |
-| layernorms | mrpc | f1                  | 0.001 |      1 |      408 |        0 |      no | 80.00 |     – |
-| layernorms | mnli | accuracy            | 0.001 |      2 |     9815 |        0 |      no | 84.10 |  0.00 |
-| layernorms | mnli | accuracy_mismatched | 0.001 |      2 |     9832 |        0 |      no | 84.60 |  0.14 |
-| layernorms | rte  | accuracy            | 0.001 |      3 |      277 |        0 |      no | 75.00 | 12.50 |
-| my_own     | rte  | accuracy            |     – | 0 of 1 |      277 |        0 |      no |     – |     – |
+| setting    | task | metric              |  rate |  seeds | dev size | diverged | at edge |  mean |   std | 95 % interval | honest |
+| ---------- | ---- | ------------------- | ----: | -----: | -------: | -------: | ------: | ----: | ----: | ------------: | -----: |
+| full       | rte  | accuracy            | 1e-05 |      2 |      277 |   1 of 6 |     yes | 62.50 | 17.68 |             – |      – |
+| frozen     | rte  | accuracy            |     – | 0 of 2 |      277 |   2 of 2 |      no |     – |     – |             – |      – |
+| layernorms | mrpc | f1                  | 0.001 |      1 |      408 |        0 |      no | 80.00 |     – |             – |      – |
+| layernorms | mnli | accuracy            | 0.001 |      2 |     9815 |        0 |      no | 84.10 |  0.00 |             – |      – |
+| layernorms | mnli | accuracy_mismatched | 0.001 |      2 |     9832 |        0 |      no | 84.60 |  0.14 |             – |      – |
+| layernorms | rte  | accuracy            | 0.001 |      3 |      277 |        0 |      no | 75.00 | 12.50 |             – |      – |
+| my_own     | rte  | accuracy            |     – | 0 of 1 |      277 |        0 |      no |     – |     – |             – |      – |
 
 Percent points, mean ± std over seeds (ddof 1) at the rate with the best mean over seeds; epoch reported: last.
+
+No interval: rte/full/predictions.safetensors is not there; mrpc/layernorms/predictions.safetensors is not there; \
+mnli/layernorms/predictions.safetensors is not there; rte/layernorms/predictions.safetensors is not there.
 """
 
 TABLE3 = """\
@@ -136,6 +140,8 @@ TABLE4 = """\
 ### Details
 """
 
+EMPTY = "," * 11  # no interval, no reference
+
 UNFINISHED = "\nUnfinished cells, not in the tables: mrpc/full.\n"
 
 
@@ -143,7 +149,7 @@ def test_the_tables_as_markdown(workdir):
     text = make_tables(workdir)
     assert text.startswith(f"{TABLE1}\n{TABLE3}\n")
     assert f"\n{TABLE4}\n" in text
-    assert text.endswith(f"epoch reported: last.\n{UNFINISHED}")
+    assert text.endswith(f"random_norms_16/predictions.safetensors is not there.\n{UNFINISHED}")
 
 
 def test_the_three_forms_are_written(workdir, tmp_path):
@@ -159,12 +165,13 @@ def test_csv_keeps_full_precision(workdir, tmp_path):
     lines = (tmp_path / "table1.csv").read_text(encoding="utf-8").splitlines()
     assert lines[0] == (
         "table,setting,task,metric,ratio,learning_rate,mean,std,n,eval_examples,diverged,at_edge,"
-        "published,published_std"
+        "published,published_std,interval_low,interval_high,honest,"
+        "reference,paired_seeds,difference,difference_low,difference_high,p,p_holm,mark"
     )
-    assert lines[1] == "table1,full,rte,accuracy,1.0,1e-05,0.625,0.1767766952966369,2,277,1,true,,"
-    assert lines[2] == "table1,frozen,rte,accuracy,0.0,,,,0,277,2,false,,"
-    assert lines[3] == "table1,layernorms,mrpc,f1,0.0003367121461891901,0.001,0.8,,1,408,0,false,,"
-    assert lines[6] == "table1,layernorms,rte,accuracy,0.0003367121461891901,0.001,0.75,0.125,3,277,0,false,,"
+    assert lines[1] == "table1,full,rte,accuracy,1.0,1e-05,0.625,0.1767766952966369,2,277,1,true,," + EMPTY
+    assert lines[2] == "table1,frozen,rte,accuracy,0.0,,,,0,277,2,false,," + EMPTY
+    assert lines[3] == "table1,layernorms,mrpc,f1,0.0003367121461891901,0.001,0.8,,1,408,0,false,," + EMPTY
+    assert lines[6] == "table1,layernorms,rte,accuracy,0.0003367121461891901,0.001,0.75,0.125,3,277,0,false,," + EMPTY
     assert len(lines) == 8
 
 
@@ -172,11 +179,12 @@ def test_latex_is_a_booktabs_tabular(workdir, tmp_path):
     make_tables(workdir, tmp_path)
     assert (
         (tmp_path / "table1.tex").read_text(encoding="utf-8").split("\n\n")[0]
-        == r"""
-% Unfinished cells, not in the tables: mrpc/full.
+        == r"""% Unfinished cells, not in the tables: mrpc/full.
 % Table 1: modules.
 % Percent points, mean ± std over seeds (ddof 1) at the rate with the best mean over seeds; epoch reported: last.
-\begin{tabular}{lrrrr}
+% No interval: """
+        + TABLE1.partition("No interval: ")[2]
+        + r"""\begin{tabular}{lrrrr}
 \toprule
 setting & ratio & mrpc & mnli & rte \\
 \midrule
@@ -186,7 +194,7 @@ layernorms & 0.034 \% & 80.0 & 84.1 $\pm$ 0.0 / 84.6 $\pm$ 0.1 & 75.0 $\pm$ 12.5
 my\_own & 0.0028 \% & -- & -- & no value \\
 \bottomrule
 \multicolumn{5}{l}{\footnotesize $^\dagger$ some runs of this cell diverged; the details say how many.} \\
-\end{tabular}""".removeprefix("\n")
+\end{tabular}"""
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 DIVERGED_MARK = "†"
 FEWER_MARK = "‡"
+SIGNS = {"better": "▲", "worse": "▼", "on a par": "≈", "cannot tell": "?"}
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -22,10 +23,15 @@ _LATEX = {
     "}": r"\}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
     "±": r"$\pm$",
     "–": "--",
     "†": r"$^\dagger$",
     "‡": r"$^\ddagger$",
+    "▲": r"$\uparrow$",
+    "▼": r"$\downarrow$",
+    "≈": r"$\approx$",
 }
 
 

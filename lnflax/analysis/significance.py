@@ -22,7 +22,7 @@ RESAMPLES = 2000
 LEVEL = 0.95
 POWER = 0.8
 SPLITS = 100  # of the honest score
-CHUNK = 2**24  # counts that are held at once
+CHUNK = 2**22  # counts that are held at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,10 +61,12 @@ def statistics(metric: str, predictions: np.ndarray, labels: np.ndarray) -> Sums
     raise ValueError(f"{metric} is no function of sums over examples")
 
 
-def entity_sums(correct: np.ndarray, predicted: np.ndarray, actual: np.ndarray) -> Sums:
-    """F1 of entities, from their counts in each sentence, `[seeds, sentences]`."""
+def entity_sums(correct: np.ndarray, predicted: np.ndarray, actual: np.ndarray, measure: str = "f1") -> Sums:
+    """F1, precision or recall of entities, from their counts in each sentence, `[seeds, sentences]`."""
     actual = np.broadcast_to(actual, predicted.shape)
-    return Sums(np.stack([correct, predicted, actual], axis=-1).astype(np.float64), _f1)
+    sides = {"f1": (predicted, actual), "precision": (predicted, predicted), "recall": (actual, actual)}[measure]
+    # Precision is F1 where as many are there as are predicted; recall the other way around.
+    return Sums(np.stack([correct, *sides], axis=-1).astype(np.float64), _f1)
 
 
 def _f1(s: np.ndarray) -> np.ndarray:
@@ -86,17 +88,23 @@ def _matthews(s: np.ndarray) -> np.ndarray:
     return np.divide(n * both - p * t, np.sqrt(np.maximum(spread, 0)), out=np.zeros_like(spread), where=spread > 0)
 
 
-def resampled(name: streams.Name, sums: Sequence[Sums], resamples: int = RESAMPLES) -> np.ndarray:
-    """The metric of every seed on resampled examples, `[cells, resamples, seeds]`; the same examples for all cells."""
+def resampled(name: streams.Name, sums: Sequence[Sums], resamples: int = RESAMPLES) -> list[np.ndarray]:
+    """Of each cell the metric of every seed on resampled examples, `[resamples, seeds]`; the same for all cells."""
     examples = sums[0].shares.shape[1]
-    found = []
+    found: list[list[np.ndarray]] = [[] for _ in sums]
     for begin in range(0, resamples, size := max(CHUNK // examples, 1)):
         count = min(size, resamples - begin)
         drawn = (streams.words((*name, begin), count * examples) % np.uint64(examples)).astype(np.int64)
         flat = (drawn.reshape(count, examples) + examples * np.arange(count)[:, None]).reshape(-1)
         counts = np.bincount(flat, minlength=count * examples).reshape(count, examples).astype(np.float64)
-        found.append([cell.value(np.einsum("bn,snk->bsk", counts, cell.shares, optimize=True)) for cell in sums])
-    return np.concatenate(found, axis=1)
+        for own, cell in zip(found, sums, strict=True):
+            own.append(cell.value(_weighted(counts, cell.shares)))
+    return [np.concatenate(own) for own in found]
+
+
+def _weighted(counts: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Sums with examples counted so often: `[b, examples]` and `[seeds, examples, k]` give `[b, seeds, k]`."""
+    return np.einsum("bn,snk->bsk", counts, shares, optimize=True)
 
 
 def seed_means(name: streams.Name, values: np.ndarray) -> np.ndarray:
@@ -133,21 +141,40 @@ def least_difference(differences: np.ndarray) -> float:
     return float(z * np.std(differences, ddof=1))
 
 
-def honest_score(name: streams.Name, rates: Sequence[Sums], splits: int = SPLITS) -> float:
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p of a family, in the order given: the i-th smallest of m times m - i, never falling."""
+    order = np.argsort(p_values, kind="stable")
+    factors = np.arange(len(p_values), 0, -1)
+    raised = np.maximum.accumulate(np.asarray(p_values, np.float64)[order] * factors)
+    adjusted = np.empty(len(p_values))
+    adjusted[order] = np.minimum(raised, 1)
+    return adjusted.tolist()
+
+
+def halves(name: streams.Name, examples: int, splits: int = SPLITS) -> np.ndarray:
+    """Random halves: float64 `[splits, examples]`, 1 in the first half (the smaller one of an odd number)."""
+    first = np.zeros((splits, examples))
+    for number, row in enumerate(first):
+        row[streams.permutation((*name, number), examples)[: examples // 2]] = 1
+    return first
+
+
+def honest_score(first: np.ndarray, rates: Sequence[Sums], first_seed: bool = False) -> float:
     """The rate chosen on one half of the examples and scored on the other, mean over splits, both ways around.
 
     Args:
-        name: of the stream.
+        first: `halves`.
         rates: of each learning rate, in ascending order; ties go to the first.
-        splits: how many.
+        first_seed: whether the first seed alone chooses; the score is always the mean over seeds.
     """
-    examples = rates[0].shares.shape[1]
+    sides = []  # two of [rates, splits, seeds]
+    for counts in (first, 1 - first):
+        sides.append(np.stack([rate.value(_weighted(counts, rate.shares)) for rate in rates]))
     scores = []
-    for number in range(splits):
-        half = streams.permutation((*name, number), examples)
-        values = []  # [2, rates]
-        for part in (half[: examples // 2], half[examples // 2 :]):
-            values.append([cell.value(cell.shares[:, part].sum(axis=1)).mean() for cell in rates])
-        for chosen, scored in (values, values[::-1]):
-            scores.append(scored[int(np.nanargmax(chosen))])
+    for choosing, scored in (sides, sides[::-1]):
+        by = choosing[..., :1] if first_seed else choosing
+        # Means that differ by rounding alone are a tie, as in `selection`.
+        means = np.round(by.mean(axis=-1), 12)
+        chosen = np.argmax(np.where(np.isnan(means), -np.inf, means), axis=0)
+        scores.append(np.take_along_axis(scored.mean(axis=-1), chosen[None], axis=0))
     return float(np.mean(scores))
