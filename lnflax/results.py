@@ -41,6 +41,14 @@ class Study:
     unfinished: tuple[tuple[str, str], ...]
     damaged: tuple[str, ...] = ()
 
+    @property
+    def missing(self) -> str:
+        """A line for each kind of thing that is not among the cells; nothing where all is."""
+        unfinished = ", ".join(map("/".join, self.unfinished))
+        lines = [f"Unfinished cells, not in the tables: {unfinished}."] if unfinished else []
+        lines += [f"Damaged: {reason}; `train.py` sets it aside and makes it anew." for reason in self.damaged]
+        return "\n".join(lines)
+
 
 def cell_folder(workdir: Path | str, task: str, setting: str) -> Path:
     """WORKDIR/TASK/SETTING. A name that is not one plain folder name is refused."""

@@ -222,6 +222,9 @@ def _train_until_done(
             identity.check(workdir, standing.state.record["config"], results.plain(config.record))
         training = _train_or_halve(cell, standing, folder, reporter, interruption)
         _say_outcome(cell, training, reporter)
+    if not (folder / results.TRAINED).exists():  # it was damaged
+        results.write_json(folder / results.TRAINED, cell.report)
+    storage.settle(folder)
 
 
 def _standings(config: Config, workdir: Path, task: str, setting: str, reporter: Reporter) -> Iterator[Standing]:
@@ -240,7 +243,6 @@ def _standings(config: Config, workdir: Path, task: str, setting: str, reporter:
         if standing.state is None:
             states.remove(folder)
         if standing.done:
-            storage.settle(folder)
             return
         yield standing
 

@@ -33,6 +33,11 @@ def run(model, workdir, *, dry_run=False, **fields):
     return said.getvalue()
 
 
+def quiet():
+    """A reporter whose words nobody reads."""
+    return Reporter(Console(file=io.StringIO()))
+
+
 def cell(workdir, task, setting="frozen"):
     """results.json, the lines of metrics.jsonl, the predictions and their metadata."""
     folder = workdir / task / setting

@@ -151,7 +151,7 @@ def _is_kept(given, noise, tmp_path, without):
     for number in range(1, 80):
         folder = shutil.copytree(tmp_path / "kept", tmp_path / "disk")
         try:
-            end, made = begin(given, folder / "w", Fault("power", number), without)
+            _, made = begin(given, folder / "w", Fault("power", number), without)
             assert without is None or without in made.sites or number < 5
             made.lose_power()
             if not any(path.read_bytes() == noise for path in folder.rglob("999999*")):

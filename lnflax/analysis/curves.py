@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from lnflax.analysis import formats
-from lnflax.results import cell_folder, durable_write, read_metrics, read_study
+from lnflax.results import cell_folder, read_metrics, read_study
+from lnflax.storage import durable_write
 
 FIELDS = ("task", "setting", "seed", "learning_rate", "epoch", "step", "train_loss", "eval_loss")
 

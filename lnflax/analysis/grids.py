@@ -10,7 +10,8 @@ from lnflax import selection, wording
 from lnflax.analysis import formats
 from lnflax.analysis.entries import Reading, check_metrics, metric_of
 from lnflax.analysis.formats import Grid
-from lnflax.results import durable_write, read_study
+from lnflax.results import read_study
+from lnflax.storage import durable_write
 
 CSV_FIELDS = (
     *("task", "setting", "metric", "report_epoch", "learning_rate", "seed"),
@@ -20,9 +21,10 @@ CSV_FIELDS = (
 
 def make_grids(workdir: Path | str, out: Path | str | None = None, reading: Reading | None = None) -> str:
     """A matrix a cell as Markdown; with `out` also written there as grid.md and, a line a run, as grid.csv."""
-    cells, reading = read_study(workdir).cells, reading or Reading()
+    study, reading = read_study(workdir), reading or Reading()
+    cells = study.cells
     check_metrics(cells, reading)
-    text = "\n".join(_section(cell, reading) for cell in cells)
+    text = "\n".join(_section(cell, reading) for cell in cells) + (f"\n{study.missing}\n" if study.missing else "")
     if out is None:
         return text
     records = [record for cell in cells for record in _records(cell, reading)]

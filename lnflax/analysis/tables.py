@@ -74,15 +74,14 @@ def make_tables(
     settings = dict.fromkeys((*MODULES, *(cell["setting"] for cell in study.cells)))
     numbers = read_published(published, settings, tasks) if published is not None else Published()
     tables = build_tables(workdir, study, reading or Reading(), numbers, against)
-    unfinished = ", ".join(map("/".join, study.unfinished))
-    last = f"\nUnfinished cells, not in the tables: {unfinished}.\n" if unfinished else ""
+    last = f"\n{study.missing}\n" if study.missing else ""
     text = "\n".join(table.markdown() for table in tables) + last
     if out is None:
         return text
     written = []
     for table in tables:
         csv = formats.csv_text(details.CSV_FIELDS, table.records)
-        comment = last.strip() and f"% {last.strip()}\n"
+        comment = "".join(f"% {line}\n" for line in study.missing.splitlines())
         forms = {"md": table.markdown() + last, "csv": csv, "tex": comment + table.latex()}
         for suffix, form in forms.items():
             written.append(Path(out) / f"{table.name}.{suffix}")
