@@ -44,10 +44,9 @@ def locate(name: str) -> Path | hub.Found:
 
 
 def _files(names: Sequence[str]) -> dict[str, list[str]]:
-    """Those of a checkpoint, the weights last."""
+    """Those of a checkpoint."""
     own = {name: [name] for name in FILES if name in names}
-    vocabulary = [name for name in ("tokenizer.json", "vocab.txt") if name in names]
-    return {VOCABULARY: vocabulary, **own, "model.safetensors": own.get("model.safetensors", [])}
+    return {**own, VOCABULARY: [name for name in ("tokenizer.json", "vocab.txt") if name in own]}
 
 
 def read_config(folder: Path, *, pooling: str, num_outputs: int, dtype: str) -> BertConfig:

@@ -57,7 +57,7 @@ def test_prepare_then_a_study_without_a_network(served, tmp_path):
         for line in lines:
             if ", in " in line:
                 assert line.partition(", in ")[2].startswith(str(home / "hub"))
-        assert next(line for line in lines if line.startswith("fetching ")).startswith("fetching vocab.txt of model ")
+        assert next(line for line in lines if line.startswith("fetching ")).startswith("fetching config.json of model ")
         assert lines[-1] == "all is there; 11 files fetched"
         assert not [line for line in hub.asked if "/test-" in line], "test sets are not wanted"
     again = fake_hub.train(hub, home, *CONFIG, "--prepare")

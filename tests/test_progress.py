@@ -1,4 +1,5 @@
 import io
+import logging
 
 import pytest
 from rich.console import Console
@@ -96,3 +97,13 @@ def test_words_come_out_as_they_are():
     lines = file.getvalue().splitlines()
     assert lines[:2] == ["rules [bold] stay, and a long line is not broken", "warning: something"]
     assert [line.split() for line in lines[2:]] == [["name", "count"], ["full", "1,000"]]
+
+
+def test_what_is_logged_is_said():
+    reporter, file = plain()
+    reporter.relay("of_this_test")
+    log = logging.getLogger("of_this_test.room")
+    log.info("fetching %s", "weights")
+    log.warning("the hub is down")
+    log.debug("not for users")
+    assert file.getvalue().splitlines() == ["fetching weights", "warning: the hub is down"]
