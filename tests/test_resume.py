@@ -69,7 +69,8 @@ def test_a_state_is_what_trains_and_nothing_else(model, tmp_path):
     (state,) = tmp_path.glob("w/rte/layernorms/state/*.safetensors")
     found = states.read(tmp_path / "w" / "rte" / "layernorms").state
     runs = {name: array for name, array in found.arrays.items() if name.startswith("runs")}
-    assert state.name.startswith("000001-") and sum(array.size for array in runs.values()) == 4 * (3 * (256 + 66))
+    floats = [array for array in runs.values() if array.dtype == np.float32]  # values and Adam's two moments
+    assert state.name.startswith("000001-") and sum(array.size for array in floats) == 4 * 3 * (256 + 66)
     assert all(array.shape[:2] == (2, 2) for array in runs.values())
 
 
@@ -152,7 +153,8 @@ def test_config_json_is_made_anew_from_a_finished_cell(model, finished, tmp_path
         studies.run(model, own, settings=("frozen",), epochs=2)
     said = studies.run(model, own, settings=("frozen",), epochs=1)
     assert "config.json is not what was written: its sum is not that of SHA256SUMS; set aside as" in said
-    assert (own / "config.json").read_bytes() == (finished / "config.json").read_bytes()
+    anew, before = (results.read_json(place / "config.json") for place in (own, finished))
+    assert {**anew, "model": 0} == {**before, "model": 0}
 
 
 def test_what_is_not_ours_is_named_and_left_alone(model, finished):
