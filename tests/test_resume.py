@@ -1,4 +1,4 @@
-"""A study that is stopped, shared, extended or changed: what is done stays, what it lacks comes, the rest is refused."""
+"""A study that is stopped, shared, extended or changed: the done stays, what it lacks comes, the rest is refused."""
 
 import json
 import os
@@ -134,15 +134,14 @@ def test_a_field_that_changes_a_number_is_another_study(model, finished, fields,
     assert content(finished) == before
 
 
-def test_a_model_is_its_weights_and_not_its_name(model, finished, tmp_path):
+def test_a_model_is_its_weights_and_not_its_name(finished, tmp_path):
+    finished = shutil.copytree(finished, tmp_path / "w")
     same = tiny.write_checkpoint(tmp_path / "moved")
     assert "rte/frozen: done" in studies.run(same, finished, settings=("frozen",), epochs=1, save_minutes=3.0)
     shape = tiny.config(vocab_size=len(tiny.vocabulary()), hidden_size=32, num_attention_heads=4, intermediate_size=64,
                         max_position_embeddings=64)  # fmt: skip
     other = tiny.write_folder(same, shape, tiny.foreign_state(tiny.weights(shape, scale=0.2)))
-    with pytest.raises(
-        InputError, match=r"study: the content of model\.pooler \(SHA-256\) is '[0-9a-f]{64}' there"
-    ):
+    with pytest.raises(InputError, match=r"study: the content of model\.pooler \(SHA-256\) is '[0-9a-f]{64}' there"):
         studies.run(other, finished, settings=("frozen",), epochs=1)
 
 
