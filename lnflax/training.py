@@ -169,7 +169,8 @@ class CellTraining:
         self.spent = Spent(**there["seconds"], real_tokens=tokens["real"], computed_tokens=tokens["computed"])
 
     def _write_metrics(self) -> None:
-        """Where the file holds other lines than a save has left, it is of an epoch that is done again."""
+        """Where the file holds other lines than a save has left, they are of an epoch that is done again."""
+        results.check_there(self.folder)
         results.write_metrics(self.folder, self.log.lines)
 
     def _train_part(self, part: Part, state: State | None) -> None:
@@ -231,7 +232,7 @@ class CellTraining:
         record = {
             "config": results.plain(cell.config.record),
             "coverage": dataclasses.asdict(cell.coverage),
-            "cut": {"part": cut.part, "chunks": dataclasses.astuple(cut.chunks), **_rest(cut)},
+            "cut": {**cut._asdict(), "chunks": dataclasses.astuple(cut.chunks)},
             "part": self.at.part,
             "epoch": self.at.epoch,
             "ledger": self.log.record(),
@@ -299,10 +300,6 @@ class CellTraining:
             "tokens": {"real": spent.real_tokens, "computed": spent.computed_tokens},
             "waste": round(packing.waste(spent.real_tokens, spent.computed_tokens), 4),
         }
-
-
-def _rest(cut: Cut) -> dict[str, Any]:
-    return {"recompute": cut.recompute, "need": cut.need}
 
 
 def named(runs: Tree) -> dict[str, np.ndarray]:

@@ -3,10 +3,11 @@
 import dataclasses
 import json
 import shutil
+import types
 
 import pytest
 
-from lnflax import config, storage, study
+from lnflax import config, storage, study, training
 from lnflax.progress import Reporter
 from tests import studies, tiny, toys
 from tests.disk import Fault, Stopped, disk
@@ -159,6 +160,27 @@ def _is_kept(given, noise, tmp_path, without):
         finally:
             shutil.rmtree(folder)
     return True
+
+
+def test_a_full_disk_is_told_before_the_first_step(given, tmp_path, toy, monkeypatch):
+    monkeypatch.setattr(training.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
+    monkeypatch.setattr(training.trainer, "train_steps", None)
+    with pytest.raises(storage.StorageError, match=r"rte/frozen: this cell writes up to .* are free; free some space"):
+        run(given, tmp_path / "w")
+
+
+def test_nothing_is_written_where_a_mount_has_vanished(given, tmp_path, toy, monkeypatch):
+    def vanish(*rest):
+        if (tmp_path / "w").exists():
+            (tmp_path / "w").rename(tmp_path / "elsewhere")
+        return toys.train_steps(*rest)
+
+    monkeypatch.setattr(training.trainer, "train_steps", vanish)
+    with pytest.raises(storage.StorageError, match=r"w/config\.json is gone: is the folder still mounted\?"):
+        run(given, tmp_path / "w")
+    assert not (tmp_path / "w").exists()
+    (tmp_path / "elsewhere").rename(tmp_path / "w")
+    monkeypatch.undo()
 
 
 def survives(given, expected, calls, tmp_path, without):
