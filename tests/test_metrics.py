@@ -215,3 +215,10 @@ def test_words_by_their_tag():
         "NN": {"actual": 1, "predicted": 2, "correct": 1},
         "VB": {"actual": 2, "predicted": 1, "correct": 1},
     }
+
+
+def test_entities_are_counted_by_the_sentence():
+    """Of [X X] and [Y], then nothing, then [X]: the first is cut short, the last is found, one too many is given."""
+    actual = [["B-X", "I-X", "B-Y"], ["O"], ["B-X"]]
+    given = [["B-X", "O", "B-Y"], ["B-Y"], ["B-X"]]
+    assert metrics.sentence_counts(given, actual).tolist() == [[1, 0, 1], [2, 1, 1], [2, 0, 1]]

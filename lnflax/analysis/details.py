@@ -62,7 +62,11 @@ def _difference_cells(entry: Entry, own: Difference | None, against: Against) ->
         return (*(wording.MISSING,) * 3, "reference")
     if own is None:
         return (wording.MISSING,) * 4
-    return _signed(own.mean), _span(own.interval, _signed), f"{own.adjusted:.3f}", own.mark
+    return _signed(own.mean), _span(own.interval, _signed), _p(own.adjusted), own.mark
+
+
+def _p(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.001 else "<0.001"
 
 
 def _signed(fraction: float) -> str:
@@ -111,7 +115,8 @@ def sign_note(against: Against) -> str:
 
 
 def _points(against: Against) -> str:
-    return f"{round(100 * against.margin, 10):g} points"
+    points = round(100 * against.margin, 10)
+    return f"{points:g} point{'' if points == 1 else 's'}"
 
 
 def notes(shown: Sequence[Entry], reading: Reading, support: Support) -> tuple[str, ...]:
@@ -125,7 +130,7 @@ def notes(shown: Sequence[Entry], reading: Reading, support: Support) -> tuple[s
     keys = [(entry.setting, entry.task, value.metric) for entry in shown for value in entry.values]
     if keys := [key for key in keys if key in support.samples.found]:
         lines.append(
-            f"95 % intervals: bootstrap over seeds and dev examples together, {significance.RESAMPLES} resamples."
+            f"95 % intervals: bootstrap over seeds and dev examples together, {significance.RESAMPLES:,} resamples."
             f" Honest: the rate chosen on one half of the dev set and scored on the other, mean over"
             f" {significance.SPLITS} splits."
         )
