@@ -142,7 +142,7 @@ def test_only_seeds_that_both_settings_finished_are_compared(tmp_path):
     found = samples(root).found
     own = comparison.difference(found["layernorms", "rte", "accuracy"], found["full", "rte", "accuracy"])
     assert (own.seeds, own.mean) == (2, pytest.approx(0.1))
-    assert "allow (sign flips): 0.5 with 2 paired seeds" in make_tables(root, against=Against("full"))
+    assert "allow (sign flips): 0.5 with 2 paired seeds;" in make_tables(root, against=Against("full"))
 
 
 def test_without_a_seed_in_common_nothing_is_compared(tmp_path):

@@ -105,6 +105,10 @@ def test_the_grid_of_every_cell(workdir, tmp_path):
 def test_the_grid_is_read_as_the_tables_are(workdir):
     text = make_grids(workdir, reading=Reading(how="first_seed", ddof=0))
     assert "| 0.1   |   90.0 |   80.0 |  85.0 ± 5.0 | selected, edge of the grid |" in text
+    apart = [np.concatenate([stored.right(count, LABELS, 1) for count in counts]) for counts in ((6, 0), (5, 9))]
+    stored.cell(workdir, "rte", "full", np.concatenate(apart, axis=1), LABELS)
+    assert "| 0.001 |   60.0 |    0.0 | 30.0 ± 42.4 | selected |" in make_grids(workdir, reading=Reading("first_seed"))
+    assert "| 0.01  |   50.0 |   90.0 | 70.0 ± 28.3 | selected |" in make_grids(workdir)
     with pytest.raises(InputError, match="--metric: 'sst2' is not known"):
         make_grids(workdir, reading=Reading(metrics={"sst2": "accuracy"}))
     with pytest.raises(InputError, match="--metric rte: 'f1' is not known"):

@@ -45,7 +45,7 @@ def _line(entry: Entry, value: Value) -> tuple[str, ...]:
     return (
         *(entry.setting, entry.task, value.metric, rate),
         str(value.n) if value.n == entry.seeds else f"{value.n} of {entry.seeds}",
-        wording.MISSING if value.examples is None else str(value.examples),
+        str(value.examples),
         f"{entry.diverged} of {entry.runs}" if entry.diverged else "0",
         "yes" if entry.at_edge else "no",
         *(wording.percent(value.mean, 2), wording.percent(value.std, 2)),

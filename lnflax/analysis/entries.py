@@ -31,7 +31,7 @@ class Value:
     mean: float | None
     std: float | None
     n: int
-    examples: int | None
+    examples: int
 
 
 @dataclass(frozen=True)
@@ -117,5 +117,5 @@ def make_entry(cell: Mapping[str, Any], reading: Reading) -> Entry:
     )
 
 
-def _examples(cell: Mapping[str, Any], metric: str) -> int | None:
-    return cell["eval_examples"][measured_on(cell, metric)[1]] if cell["eval_examples"] else None
+def _examples(cell: Mapping[str, Any], metric: str) -> int:
+    return cell["eval_examples"][measured_on(cell, metric)[1]]
