@@ -237,7 +237,7 @@ def break_cell(own, how):
     ("how", "said"),
     [
         ("missing", " is not there."),
-        ("cut", " is not a whole safetensors file"),
+        ("cut", " is not what was written"),
         ("moved", " is not of these results: seed 0 has accuracy 0.4000 there and 0.6000 in results.json."),
         ("other labels", " has other labels than that of rte/full."),
         ("no epoch", " lacks 'last/validation'."),

@@ -166,14 +166,14 @@ def test_intervals_cover_the_truth(seeds, examples, spread):
     """Seeds that differ by about a point, as they do; a difference errs to the safe side, for each resampled seed
     brings its own noise of the examples once more."""
     cell, difference = coverage(seeds, examples, spread)
-    print(f"{seeds} seeds, {examples} examples: interval of a cell {cell:.3f}, of a difference {difference:.3f}")  # noqa: T201
+    print(f"{seeds} seeds, {examples} examples: interval of a cell {cell:.3f}, of a difference {difference:.3f}")
     assert 0.92 <= cell <= 0.995 and difference >= 0.94
 
 
 def test_intervals_of_few_seeds_that_differ_much_are_too_narrow():
     """Seeds that differ by three points, twice and more the error of the examples: which tables say."""
     few, many = coverage(3, 1000, 0.3), coverage(10, 1000, 0.3)
-    print(f"seeds apart: 3 seeds {few[0]:.3f}, {few[1]:.3f}; 10 seeds {many[0]:.3f}, {many[1]:.3f}")  # noqa: T201
+    print(f"seeds apart: 3 seeds {few[0]:.3f}, {few[1]:.3f}; 10 seeds {many[0]:.3f}, {many[1]:.3f}")
     assert (few < 0.91).all() and (many > few).all()
 
 

@@ -48,9 +48,9 @@ def workdir(tmp_path):
         },
         {"seed": 0, "learning_rate": 0.01, "epoch": 1, "step": 4, "train_loss": 0.5, "eval_loss": 0.6, "accuracy": 0.8},
     ]
-    results.append_metrics(own, [line | {"seconds": 1.5} for line in lines])
+    results.write_metrics(own, [line | {"seconds": 1.5} for line in lines])
     own = stored.cell(root, "cola", "full", stored.right(10, LABELS, 1), LABELS, metric="matthews", ratio=1.0)
-    results.append_metrics(
+    results.write_metrics(
         own, [{"seed": 0, "learning_rate": 0.001, "epoch": 1, "step": 4, "train_loss": 1, "matthews": 1.0}]
     )
     return root
@@ -146,7 +146,7 @@ def test_a_run_without_an_epoch_is_a_record_all_the_same(workdir):
     path = workdir / "cola" / "full" / "results.json"
     record = json.loads(path.read_text(encoding="utf-8"))
     record["runs"][0] |= {"status": "diverged", "diverged_step": 1, "last": None, "best": None}
-    path.write_text(json.dumps(record), encoding="utf-8")
+    results.write_json(path, record)
     last = lnflax.read_runs(workdir)[-1]
     assert (last["task"], last["selected"], last["last_epoch"], last["score"]) == ("cola", False, None, None)
 
