@@ -155,15 +155,17 @@ class CellTraining:
         task, setting = self.folder.parts[-2:]
         there = results.read_results(self.folder.parents[1], task, setting)
         arrays, about = results.read_predictions(self.folder)
-        # They may already be those of more runs, where an extension was stopped right before its end.
+        # They, and the lines, may already be those of more runs, where an extension was stopped.
         seeds, rates = (json.loads(about[name]) for name in ("seeds", "learning_rates"))
-        places = [(seeds.index(run["seed"]), rates.index(run["learning_rate"])) for run in there["runs"]]
+        keys = [(run["seed"], run["learning_rate"]) for run in there["runs"]]
+        places = [(seeds.index(seed), rates.index(rate)) for seed, rate in keys]
         own = {
             name: np.stack([array[place] for place in places])
             for name, array in arrays.items()
             if name.startswith(("last/", "best/"))
         }
-        self.log.adopt(there["runs"], own, results.read_metrics(self.folder))
+        lines = results.read_metrics(self.folder)
+        self.log.adopt(there["runs"], own, [line for line in lines if (line["seed"], line["learning_rate"]) in keys])
         cost = results.read_json(self.folder / results.COST) if (self.folder / results.COST).exists() else None
         tokens = cost["tokens"] if cost else {"real": 0, "computed": 0}
         self.spent = Spent(**there["seconds"], real_tokens=tokens["real"], computed_tokens=tokens["computed"])

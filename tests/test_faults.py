@@ -97,6 +97,29 @@ def undisturbed(given, tmp_path, toy):
     return content(workdir), own.calls, own.sites
 
 
+def test_an_extension_that_is_stopped_anywhere_ends_as_one_that_is_not(given, tmp_path, toy):
+    """A finished cell gets more runs; when the process dies, what was finished is there, and no run has two lines."""
+    small = given.of_runs(given.seeds[:1], given.learning_rates)
+    (tmp_path / "small").mkdir()
+    assert begin(small, tmp_path / "small" / "w")[0] is None
+    before = content(tmp_path / "small" / "w")
+    shutil.copytree(tmp_path / "small", tmp_path / "grown")
+    end, own = begin(given, tmp_path / "grown" / "w")
+    assert end is None
+    expected = content(tmp_path / "grown" / "w")
+    for kind in ("kill", "power"):
+        for number in range(1, own.calls + 1, 3):
+            folder = shutil.copytree(tmp_path / "small", tmp_path / "disk")
+            _, stopped = begin(given, folder / "w", Fault(kind, number))
+            if kind == "power":
+                stopped.lose_power()
+            runs = json.loads((folder / "w" / "rte" / "layernorms" / "results.json").read_bytes())["runs"]
+            assert timeless(runs) in [each["rte/layernorms/results.json"]["runs"] for each in (before, expected)]
+            run(given, folder / "w")
+            assert content(folder / "w") == expected, (kind, number)
+            shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("step", [13, pytest.param(1, marks=pytest.mark.slow)])
 def test_every_call_fails_in_every_way_and_nothing_is_lost(given, undisturbed, tmp_path, step):
     """The one that fails is told of, or did no harm; the same command again ends as if nothing had been."""
