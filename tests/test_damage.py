@@ -61,7 +61,8 @@ def test_a_damaged_file_is_named_or_made_anew_and_never_believed(made, tmp_path,
             folder = shutil.copytree(place / which, tmp_path / "disk")
             (folder / name).write_bytes(data)
             said = _tables(folder / "w", right) + _resume(given, folder / "w", expected, name)
-            assert said or name.name == storage.SUMS, name
+            # Sums are only compared with, and what a write that was cut off left is not read at all.
+            assert said or name.name == storage.SUMS or name.suffix == ".tmp", name
             tried, told = tried + 1, told + bool(said)
             shutil.rmtree(folder)
     print(f"\n{which}: {tried} damaged files, {told} told of")
