@@ -5,7 +5,6 @@ python -m tests.kills --kills=20
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import subprocess
@@ -15,7 +14,7 @@ import time
 from pathlib import Path
 
 from lnflax import claims, results
-from tests import tiny
+from tests import studies, tiny
 
 ROOT = Path(__file__).parents[1]
 TASKS, SETTINGS = ("rte", "sst2"), ("frozen", "layernorms", "full")
@@ -69,18 +68,9 @@ class Bench:
                     return path.stem.replace(".", "/")
         return None
 
-    def cells(self, name):
-        """What is left of each cell, seconds aside."""
-        found = {}
-        for task in TASKS:
-            for setting in SETTINGS:
-                folder = self.place / name / task / setting
-                record = results.read_results(self.place / name, task, setting)
-                lines = [{**line, "seconds": 0} for line in results.read_metrics(folder)]
-                whole = {**record, "seconds": 0}
-                found[task, setting] = (json.dumps(whole), lines, (folder / results.PREDICTIONS).read_bytes())
-                assert not (folder / "state").exists() and not list(folder.glob("*.damaged*"))
-        return found
+    def content(self, name):
+        """What is left of a study, seconds aside; a damaged file or a state would be among it."""
+        return studies.content(self.place / name)
 
 
 def kill_at_random(bench, expected, seconds, kills, seed=0):
@@ -102,7 +92,7 @@ def kill_at_random(bench, expected, seconds, kills, seed=0):
                 break
             assert started.returncode == -9, said
         bench.whole(name)
-        assert bench.cells(name) == expected, name
+        assert bench.content(name) == expected, name
     return studies
 
 
@@ -112,7 +102,7 @@ def share(bench, expected):
     said = [own.communicate()[0] for own in started]
     seconds = time.monotonic() - begin
     assert [own.returncode for own in started] == [0, 0], said
-    assert bench.cells("shared") == expected
+    assert bench.content("shared") == expected
     trained = [[line.split(":")[0] for line in text.splitlines() if ": accuracy " in line] for text in said]
     every = sorted(f"{task}/{setting}" for task in TASKS for setting in SETTINGS)
     assert sorted(trained[0] + trained[1]) == every, said
@@ -132,7 +122,7 @@ def take_over(bench, expected):
         undone = not results.is_done(bench.place / name / held)
         said = second.communicate()[0]
         assert second.returncode == 0, said
-        assert bench.cells(name) == expected
+        assert bench.content(name) == expected
         if undone:
             assert f"{held}: accuracy " in said, said
             return held
@@ -148,7 +138,7 @@ def main():
         bench.whole("first")  # compiles
         begin = time.monotonic()
         _, seconds = bench.whole("undisturbed")
-        alone, expected = time.monotonic() - begin, bench.cells("undisturbed")
+        alone, expected = time.monotonic() - begin, bench.content("undisturbed")
         studies = kill_at_random(bench, expected, seconds, flags.kills)
         print(f"{flags.kills} kills of {studies} studies: every cell equals the undisturbed one's")
         together, cells = share(bench, expected)

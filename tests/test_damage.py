@@ -9,7 +9,8 @@ from lnflax.analysis.tables import make_tables
 from lnflax.errors import InputError
 from tests import studies, tiny, toys
 from tests.disk import Fault, Stopped
-from tests.test_faults import begin, content, run
+from tests.studies import content
+from tests.toys import begin, run
 
 CUTS, NOISES = 10, 10
 

@@ -8,9 +8,10 @@ import types
 import pytest
 
 from lnflax import config, storage, study, training
-from lnflax.progress import Reporter
 from tests import studies, tiny, toys
-from tests.disk import Fault, Stopped, disk
+from tests.disk import Fault, Stopped
+from tests.studies import content, timeless
+from tests.toys import begin, run
 
 SETTINGS = ("frozen", "layernorms")
 KINDS = (
@@ -19,17 +20,6 @@ KINDS = (
     *(("short", good) for good in (False, True)),
     *(("kill", True), ("power", True)),
 )
-
-
-class Quiet:
-    width = 100
-    is_terminal = False
-
-    def __init__(self):
-        self.said = []
-
-    def print(self, text, **_):
-        self.said.append(str(text))
 
 
 @pytest.fixture(scope="module")
@@ -43,48 +33,6 @@ def given(tmp_path_factory):
 def toy(monkeypatch):
     toys.patch(monkeypatch)
     monkeypatch.setattr(study, "POLL_SECONDS", 0.0)
-
-
-def run(given, workdir):
-    console = Quiet()
-    study.run(given, workdir, Reporter(console))
-    return console.said
-
-
-def timeless(value):
-    """Without seconds, which no two runs share."""
-    if isinstance(value, dict):
-        return {name: timeless(own) for name, own in value.items() if name not in ("seconds", "memory")}
-    return [timeless(own) for own in value] if isinstance(value, list) else value
-
-
-def content(workdir):
-    """All that a study leaves, seconds aside; its sums are checked on the way."""
-    found = {}
-    for path in sorted(workdir.rglob("*")):
-        name, data = str(path.relative_to(workdir)), path.read_bytes() if path.is_file() else None
-        if path.name == storage.SUMS:
-            data = b""
-            storage_sums = storage.read_sums(path.parent)
-            for own, sums in storage_sums.items():
-                assert [storage.sha256((path.parent / own).read_bytes())] == sums
-        elif path.suffix == ".json":
-            data = timeless(json.loads(data))
-        elif path.suffix == ".jsonl":
-            data = [timeless(json.loads(line)) for line in data.splitlines()]
-        found[name] = data
-    return found
-
-
-def begin(given, workdir, fault=None, without=None):
-    """A start on a disk with a fault; how it ended, and the disk."""
-    with disk(workdir.parent, fault, without) as own:
-        try:
-            run(given, workdir)
-            end = None
-        except (storage.StorageError, Stopped) as error:
-            end = error
-    return end, own
 
 
 @pytest.fixture

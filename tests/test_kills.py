@@ -9,7 +9,7 @@ from tests import kills
 def test_kills_and_sharing_leave_what_an_undisturbed_study_leaves(tmp_path):
     bench = kills.Bench(tmp_path)
     _, seconds = bench.whole("undisturbed")
-    expected = bench.cells("undisturbed")
+    expected = bench.content("undisturbed")
     kills.kill_at_random(bench, expected, seconds, kills=3)
     kills.share(bench, expected)
     kills.take_over(bench, expected)
@@ -22,4 +22,4 @@ def test_kills_and_sharing_leave_what_an_undisturbed_study_leaves(tmp_path):
         "train.py: SIGTERM: saved; give the same command again to go on",
     )
     bench.whole("stopped")
-    assert bench.cells("stopped") == expected
+    assert bench.content("stopped") == expected

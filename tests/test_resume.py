@@ -14,7 +14,7 @@ from lnflax.errors import InputError
 from lnflax.interruption import Interrupted, Interruption
 from lnflax.study import Share
 from tests import studies, tiny
-from tests.test_faults import content
+from tests.studies import content
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,12 @@ import types
 import jax
 import numpy as np
 
-from lnflax import cells, ledger, training
+from lnflax import cells, ledger, storage, study, training
 from lnflax.devices import Plan
+from lnflax.progress import Reporter
 from lnflax.step import RunState
 from lnflax.trainer import Totals
+from tests.disk import Stopped, disk
 
 STEPS = 5
 
@@ -87,3 +89,34 @@ def totals(own, epoch):
 def evaluate(recipe, plan, chunks, frozen, values, chosen, examples):
     noise = np.sin(np.arange(len(examples.labels)) * values[..., None] * 50)
     return (noise > 0).astype(np.float32), np.abs(noise).astype(np.float32)
+
+
+class Quiet:
+    """A console that keeps what is said and lays nothing out."""
+
+    width = 100
+    is_terminal = False
+
+    def __init__(self):
+        self.said = []
+
+    def print(self, text, **_):
+        self.said.append(str(text))
+
+
+def run(given, workdir):
+    """A study; what it says."""
+    console = Quiet()
+    study.run(given, workdir, Reporter(console))
+    return console.said
+
+
+def begin(given, workdir, fault=None, without=None):
+    """A start on a disk with a fault; how it ended, and the disk."""
+    with disk(workdir.parent, fault, without) as own:
+        try:
+            run(given, workdir)
+            end = None
+        except (storage.StorageError, Stopped) as error:
+            end = error
+    return end, own
