@@ -211,7 +211,6 @@ def make_cell(
     )
     report |= {"data": data.contents}
     name = f"{data.task.name}/{setting.name}"
-    recipe = dataclasses.replace(recipe, recompute=bool(cut and cut.recompute))
     cut, parts = _parts(name, own, recipe, data, coverage, device_count, cut)
     recipe = dataclasses.replace(recipe, recompute=cut.recompute)
     epochs = config.epochs or tasks.paper_epochs(data.task, setting.name)
@@ -231,7 +230,7 @@ def _parts(
     parts: list[Part] = []
     for rectangle in coverage.lacking:
         cut, own = make_parts(name, config.of_runs(*coverage.of(rectangle)), recipe, data, device_count, cut)
-        seeds, rates = (dict(enumerate(places)) for places in rectangle)
+        seeds, rates = rectangle
         parts += [
             dataclasses.replace(
                 part, seeds=tuple(seeds[i] for i in part.seeds), rates=tuple(rates[i] for i in part.rates)

@@ -11,8 +11,8 @@ from lnflax.errors import InputError
 from lnflax.task_data import TaskData
 
 EXTENDS = ("tasks", "settings", "seeds", "learning_rates")  # more of them join a study
-GROWS = ("rules", "contents")  # what both have must be the same
 CONTENTS = "contents"  # SHA-256 of the body by how it is pooled, and of each task's splits
+GROWS = ("rules", CONTENTS)  # what both have must be the same
 NUMBERS_NOTHING = ("format", "save_minutes", "model.name", "data.path")  # no number depends on them
 
 
@@ -59,15 +59,14 @@ def _of_cell(workdir: Path, task: str, setting: str) -> dict[str, Any]:
 
 
 def check(workdir: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Compares two records; only fields that both have, so that either may be without contents.
+    """Compares two records, of which either may be without contents.
 
     Raises:
         InputError: a field differs on which a number depends; the message names it and both values.
     """
-    for field in sorted((set(there) | set(here)) - {*EXTENDS, CONTENTS}):
+    either, both = set(there) | set(here), set(there) & set(here)
+    for field in sorted(either - {*EXTENDS} - ({CONTENTS} - both)):
         _compare(workdir, field, there.get(field), here.get(field), field in GROWS)  # a field that one lacks differs
-    if CONTENTS in there and CONTENTS in here:
-        _compare(workdir, CONTENTS, there[CONTENTS], here[CONTENTS], True)
 
 
 def _compare(workdir: Path, field: str, there: Any, here: Any, grows: bool) -> None:

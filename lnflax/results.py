@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import safetensors
-import safetensors.numpy
 
-from lnflax import storage
+from lnflax import storage, tensors
 from lnflax.errors import InputError
 from lnflax.storage import Damaged, StorageError
 
@@ -145,35 +144,16 @@ def read_metrics(cell: Path) -> list[dict[str, Any]]:
 
 def write_predictions(cell: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
     """predictions.safetensors, with byte-for-byte the same file for the same arrays and metadata."""
-    if not all(isinstance(item, str) for pair in metadata.items() for item in pair):
-        raise TypeError(f"metadata of safetensors is text to text, not {dict(metadata)!r}")
-    # safetensors writes the memory of an array as it lies, which is wrong for a transposed view.
-    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    data = safetensors.numpy.save(whole, metadata=dict(metadata))
-    storage.write(cell / PREDICTIONS, _sorted_metadata(data))
-
-
-def _sorted_metadata(data: bytes) -> bytes:
-    """The same safetensors file with its metadata sorted: the package writes them in a random order."""
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:end])
-    if "__metadata__" in header:
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text = text.ljust(-(-len(text) // 8) * 8)
-    return len(text).to_bytes(8, "little") + text + data[end:]
+    storage.write(cell / PREDICTIONS, tensors.pack(arrays, metadata))
 
 
 def read_predictions(cell: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The arrays and the metadata that `write_predictions` wrote."""
     path = cell / PREDICTIONS
-    data = storage.read(path)
     try:
-        arrays = safetensors.numpy.load(data)
+        return tensors.unpack(storage.read(path))
     except (safetensors.SafetensorError, KeyError) as error:
         raise Damaged(path, f"is not a whole safetensors file ({error})") from error
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return arrays, header.get("__metadata__", {})  # an optional part of a foreign file's header
 
 
 def read_results(workdir: Path | str, task: str, setting: str) -> dict[str, Any]:
@@ -188,7 +168,7 @@ def read_results(workdir: Path | str, task: str, setting: str) -> dict[str, Any]
 
 
 def damage(workdir: Path | str, task: str, setting: str) -> list[Damaged]:
-    """What of a finished cell's files is not what was written; files that are not there are no damage."""
+    """What of a cell's files is not what was written; files that are not there are no damage."""
     cell, found = cell_folder(workdir, task, setting), []
     readers: dict[str, Callable[[], Any]] = {
         RESULTS: lambda: read_results(workdir, task, setting),
@@ -221,8 +201,9 @@ def read_study(workdir: Path | str) -> Study:
     config = _read_or_name(root / CONFIG, damaged)
     versions = _read_or_name(root / VERSIONS, damaged) if (root / VERSIONS).exists() else {}
     done, unfinished = [], []
-    for task in _in_order(root, config.get("tasks") or ()):
-        for setting in _in_order(root / task, config.get("settings") or ()):
+    known = {"tasks": (), "settings": (), **config}  # of a damaged config nothing is known
+    for task in _in_order(root, known["tasks"]):
+        for setting in _in_order(root / task, known["settings"]):
             cell = cell_folder(root, task, setting)
             if is_done(cell):
                 try:

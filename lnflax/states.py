@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors.numpy
 
-from lnflax import storage
+from lnflax import storage, tensors
 
 FOLDER = "state"
 FORMAT = 1
@@ -46,13 +45,10 @@ def write(cell: Path, number: int, record: Mapping[str, Any], arrays: Mapping[st
     """
     folder = cell / FOLDER
     text = json.dumps({"format": FORMAT, **record}, allow_nan=False)
-    whole = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    data = safetensors.numpy.save(whole, metadata={"record": text})
+    data = tensors.pack(arrays, {"record": text})
     own = folder / f"{number:06d}-{storage.sha256(data)[:16]}.safetensors"
     storage.durable_write(own, data)
-    older = [path for path, _ in _files(folder) if path != own]
-    if older:
-        storage.remove(*older)
+    storage.remove(*(path for path, _ in _files(folder) if path != own))
 
 
 def read(cell: Path) -> Found:
@@ -84,8 +80,8 @@ def _files(folder: Path) -> list[tuple[Path, str]]:
 
 def _parse(path: Path, data: bytes) -> State | None:
     """None for a state of another version."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    record = json.loads(header["__metadata__"]["record"])
+    arrays, about = tensors.unpack(data)
+    record = json.loads(about["record"])
     if record.pop("format") != FORMAT:
         return None
-    return State(int(path.name.partition("-")[0]), record, safetensors.numpy.load(data))
+    return State(int(path.name.partition("-")[0]), record, arrays)

@@ -78,7 +78,7 @@ def run(
         reporter.say(estimate.line(workdir, planned))
         return
     with Interruption() as interruption, compiling.counted() as programs:
-        _open_workdir(workdir, config, record, locked=share is None, reporter=reporter)
+        _open_workdir(workdir, record, locked=share is None, reporter=reporter)
         mine = [cell for place, cell in enumerate(todo) if share is None or share.has(place)]
         _train_all(mine, config, workdir, reporter, interruption, claimed=share is None)
     if programs.ready:
@@ -141,7 +141,7 @@ def _foreign(workdir: Path) -> list[Path]:
     return [path for path in files if path not in own and storage.ASIDE not in path.name]
 
 
-def _open_workdir(workdir: Path, config: Config, record: dict[str, Any], *, locked: bool, reporter: Reporter) -> None:
+def _open_workdir(workdir: Path, record: dict[str, Any], *, locked: bool, reporter: Reporter) -> None:
     """config.json and versions.json; of several processes each adds what it brings."""
     storage.make_folder(workdir)
     with claims.claim(workdir, claims.STUDY, wait=True) if locked else contextlib.nullcontext():
@@ -232,8 +232,7 @@ def _standings(config: Config, workdir: Path, task: str, setting: str, reporter:
     folder = results.cell_folder(workdir, task, setting)
     results.check_there(folder)
     while True:
-        if left_over := storage.stale(folder) + storage.stale(folder / states.FOLDER):
-            storage.remove(*left_over)
+        storage.remove(*storage.stale(folder), *storage.stale(folder / states.FOLDER))
         standing = stand(config, workdir, task, setting)
         for error in standing.damaged:
             _set_aside(error, folder, reporter)

@@ -229,8 +229,8 @@ def train_steps(
         pending, begin = (result, stop - begin), stop
         if pause():
             break
-    if pending is not None:
-        fetch(*pending)
+    assert pending is not None
+    fetch(*pending)
     return states, np.concatenate(losses)
 
 

@@ -28,7 +28,7 @@ from lnflax.progress import Reporter
 from lnflax.states import State
 from lnflax.step import RunState
 from lnflax.storage import StorageError
-from lnflax.trainer import Trainer
+from lnflax.trainer import Epoch, Trainer
 
 Tree = Any
 RUNS, LOSSES, PREDICTIONS = "runs", "losses", "predictions/"  # of a state's arrays
@@ -135,7 +135,7 @@ class CellTraining:
         """What the cell writes: two states for a moment, and predictions of the last and the best epoch twice."""
         cell, config = self.cell, self.cell.config
         runs = len(config.seeds) * len(config.learning_rates)
-        trained = max(cell.report["trained"]) if isinstance(cell.report["trained"], list) else cell.report["trained"]
+        trained = int(np.max(cell.report["trained"]))  # one for all seeds, or one a seed
         largest = max((len(part.seeds) * len(part.rates) for part in cell.parts), default=0)
         labels = sum(len(examples.labels) for examples in cell.data.evals.values())
         return 4 * (2 * 3 * (trained + cell.report["head"]) * largest + 4 * 2 * labels * runs)
@@ -182,8 +182,9 @@ class CellTraining:
         if state is not None and any(name.startswith(RUNS) for name in state.arrays):
             runs = own.plan.of_runs(named_like(runs, state.arrays))
         for number in range(self.at.epoch + 1, self.cell.epochs + 1):
-            runs = self._train_epoch(own, runs, number)
-            self._end_epoch(part, own, runs, number, evals)
+            epoch = trainer.plan_epoch(own, number)
+            runs = self._train_epoch(own, runs, epoch, number)
+            self._end_epoch(part, own, runs, epoch, number, evals)
             last = number == self.cell.epochs
             if last:
                 self.still += trainer.unmoved(own, runs)
@@ -191,9 +192,8 @@ class CellTraining:
             self._save(own, None if last else runs)
             self.interruption.check()
 
-    def _train_epoch(self, own: Trainer, runs: RunState, number: int) -> RunState:
+    def _train_epoch(self, own: Trainer, runs: RunState, epoch: Epoch, number: int) -> RunState:
         """The steps of an epoch that are lacking, with saves between them."""
-        epoch = trainer.plan_epoch(own, number)
         tell = functools.partial(self.reporter.advance, f"{number}/{self.cell.epochs}")
         self.spent.lap()
         while (begin := len(self.at.losses)) < len(epoch.order):
@@ -210,10 +210,10 @@ class CellTraining:
         return bool(self.interruption.asked) or (minutes > 0 and time.monotonic() - self.saved > 60 * minutes)
 
     def _end_epoch(
-        self, part: Part, own: Trainer, runs: RunState, number: int, evals: Mapping[str, Evaluation]
+        self, part: Part, own: Trainer, runs: RunState, epoch: Epoch, number: int, evals: Mapping[str, Evaluation]
     ) -> None:
         """Evaluates, and notes what the epoch gave."""
-        recipe, totals = self.cell.recipe, trainer.totals(own, trainer.plan_epoch(own, number))
+        recipe, totals = self.cell.recipe, trainer.totals(own, epoch)
         found = {
             split: evaluate(recipe, part.plan, part.chunks, own.frozen, runs.values, own.masks.chosen, examples)
             for split, examples in evals.items()
