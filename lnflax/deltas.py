@@ -1,0 +1,185 @@
+"""What a run has trained, as a file that knows what it applies to: kilobytes where a setting trains few scalars.
+
+A leaf that trains whole is stored by its path; of a masked leaf the scalars that train, as `PATH.index` (int32, flat in
+C order, ascending) and `PATH.value` (float32). Values are absolute, so that applying them is exact. The head is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+
+from lnflax import rules, storage, tensors
+from lnflax.errors import InputError
+from lnflax.masks import Mask
+
+Tree = Any
+FORMAT = 1
+INDEX, VALUE = ".index", ".value"
+TEXTS = ("task", "setting", "base_sha256", "pooling")  # of the metadata; the others are JSON
+
+
+class Scalars(NamedTuple):
+    """Some scalars of a leaf: where they are, int32 `[k]`, flat in C order and ascending; their values, float32."""
+
+    index: np.ndarray
+    value: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class About:
+    """The run that a delta is of, and the body that it applies to."""
+
+    task: str
+    setting: str
+    seed: int
+    learning_rate: float
+    epoch: int
+    base_sha256: str
+    pooling: str
+    labels: tuple[str, ...]  # names of the head's outputs; none of a regression
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """The trained values of one run, by path."""
+
+    about: About
+    whole: Mapping[str, np.ndarray]  # the head's leaves among them
+    scalars: Mapping[str, Scalars]
+
+
+def name(seed: int, learning_rate: float) -> str:
+    """The file of a run: `seed0-lr0.001.safetensors`."""
+    return f"seed{seed}-lr{learning_rate:g}.safetensors"
+
+
+def make(about: About, values: Tree, mask: Mask) -> Delta:
+    """A run's delta from what it owns (`RunState.values`) and its seed's mask, both on the host.
+
+    Of a masked leaf that is stored whole, and of one of which scalars are gathered, the same scalars come.
+    """
+    whole, scalars = {}, {}
+    inside, chosen = rules.flatten(mask.inside), _indices(mask.chosen)
+    for path, own in rules.flatten(values).items():
+        if own is None:
+            continue
+        if inside[path] is None:
+            whole[path] = np.asarray(own, np.float32)
+            continue
+        keep = np.flatnonzero(inside[path])
+        index = keep if path not in chosen else chosen[path][keep]
+        if len(keep):
+            scalars[path] = Scalars(index.astype(np.int32), np.asarray(own, np.float32).reshape(-1)[keep])
+    return Delta(about, whole, scalars)
+
+
+def _indices(chosen: Tree) -> dict[str, np.ndarray]:
+    """Where gathered scalars are, by path."""
+    return {path: np.asarray(leaf.flat) for path, leaf in rules.flatten(chosen).items() if leaf is not None}
+
+
+def write(path: Path, delta: Delta) -> None:
+    """Stores the file; the same delta gives the same bytes."""
+    arrays = dict(delta.whole)
+    for own, part in delta.scalars.items():
+        arrays |= {f"{own}{INDEX}": part.index, f"{own}{VALUE}": part.value}
+    fields = dataclasses.asdict(delta.about)
+    about = {field: value if field in TEXTS else json.dumps(value) for field, value in fields.items()}
+    storage.write(path, tensors.pack(arrays, {"format": str(FORMAT), **about}))
+
+
+def read(path: Path) -> Delta:
+    """What `write` stored, with its parts checked against each other.
+
+    Raises:
+        Damaged: the file is not what was written, or not whole.
+        InputError: no such file, or no delta.
+    """
+    data = storage.read(path)
+    try:
+        arrays, words = tensors.unpack(data)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise storage.Damaged(path, f"is not a whole safetensors file ({error})") from error
+    about = _about(path, words)
+    whole, scalars = {}, {}
+    for own, value in arrays.items():
+        stem = own.removesuffix(VALUE).removesuffix(INDEX)
+        if stem == own:
+            whole[own] = _checked(path, own, value, np.float32)
+        elif own.endswith(VALUE):
+            scalars[stem] = _scalars(path, stem, arrays)
+        elif f"{stem}{VALUE}" not in arrays:
+            raise InputError(f"{path}: {own} has no values")
+    return Delta(about, whole, scalars)
+
+
+def _about(path: Path, words: Mapping[str, str]) -> About:
+    if words.get("format") != str(FORMAT):  # a foreign file has none
+        raise InputError(f"{path} is no delta of format {FORMAT}")
+    try:
+        values: dict[str, Any] = {field: words[field] for field in TEXTS}
+        values |= {field: json.loads(words[field]) for field in ("seed", "learning_rate", "epoch", "labels")}
+        return About(**{**values, "labels": tuple(values["labels"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: its metadata are not whole ({error})") from error
+
+
+def _checked(path: Path, own: str, value: np.ndarray, dtype: type) -> np.ndarray:
+    if value.dtype != dtype:
+        raise InputError(f"{path}: {own} is {value.dtype}; a delta has {np.dtype(dtype)} there")
+    return value
+
+
+def _scalars(path: Path, own: str, arrays: Mapping[str, np.ndarray]) -> Scalars:
+    if f"{own}{INDEX}" not in arrays:
+        raise InputError(f"{path}: {own}{VALUE} has no index")
+    index = _checked(path, own, arrays[f"{own}{INDEX}"], np.int32)
+    value = _checked(path, own, arrays[f"{own}{VALUE}"], np.float32)
+    if index.ndim != 1 or index.shape != value.shape or (len(index) and index[0] < 0) or (np.diff(index) <= 0).any():
+        raise InputError(f"{path}: {own} has no ascending index with as many values")
+    return Scalars(index, value)
+
+
+def changes(delta: Delta, body: Mapping[str, np.ndarray], sha256: str, where: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The leaves of the body that the delta changes, with their tuned values, one at a time; the body stays as it is.
+
+    Args:
+        delta: a run's.
+        body: the pretrained leaves by path.
+        sha256: of the body (`checkpoint.body_sha256`).
+        where: the delta's file, for messages.
+
+    Raises:
+        InputError: the delta applies to another body, or does not fit this one.
+    """
+    if delta.about.base_sha256 != sha256:
+        raise InputError(f"{where} applies to the body {delta.about.base_sha256}, not to {sha256}")
+    for path in sorted({*delta.whole, *delta.scalars}):
+        if path.startswith("classifier/"):
+            continue
+        if path not in body:
+            raise InputError(f"{where}: the model has no {path}")
+        base = body[path]
+        if (own := delta.whole.get(path)) is not None:
+            if own.shape != base.shape:
+                raise InputError(f"{where}: {path} has shape {own.shape}; the model's has {base.shape}")
+            yield path, own
+            continue
+        index, value = delta.scalars[path]
+        if len(index) and index[-1] >= base.size:
+            raise InputError(f"{where}: {path} has {base.size} scalars; the delta has one at {index[-1]}")
+        tuned = base.astype(np.float32).reshape(-1)
+        tuned[index] = value
+        yield path, tuned.reshape(base.shape)
+
+
+def head(delta: Delta) -> dict[str, np.ndarray]:
+    """The head's leaves by path."""
+    return {path: value for path, value in delta.whole.items() if path.startswith("classifier/")}
