@@ -10,7 +10,7 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -25,7 +25,8 @@ INDEX, VALUE = ".index", ".value"
 TEXTS = ("task", "setting", "base_sha256", "pooling")  # of the metadata; the others are JSON
 
 
-class Scalars(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Scalars:
     """Some scalars of a leaf: where they are, int32 `[k]`, flat in C order and ascending; their values, float32."""
 
     index: np.ndarray
@@ -172,11 +173,11 @@ def changes(delta: Delta, body: Mapping[str, np.ndarray], sha256: str, where: st
                 raise InputError(f"{where}: {path} has shape {own.shape}; the model's has {base.shape}")
             yield path, own
             continue
-        index, value = delta.scalars[path]
-        if len(index) and index[-1] >= base.size:
-            raise InputError(f"{where}: {path} has {base.size} scalars; the delta has one at {index[-1]}")
+        part = delta.scalars[path]
+        if len(part.index) and part.index[-1] >= base.size:
+            raise InputError(f"{where}: {path} has {base.size} scalars; the delta has one at {part.index[-1]}")
         tuned = base.astype(np.float32).reshape(-1)
-        tuned[index] = value
+        tuned[part.index] = part.value
         yield path, tuned.reshape(base.shape)
 
 
