@@ -167,6 +167,19 @@ def read_results(workdir: Path | str, task: str, setting: str) -> dict[str, Any]
     return results
 
 
+def chosen_deltas(workdir: Path | str, cell: Mapping[str, Any]) -> list[Path]:
+    """The deltas of a cell's runs at the selected rate, by seed.
+
+    Raises:
+        InputError: the cell has none.
+    """
+    task, setting, rate = cell["task"], cell["setting"], cell["selected"]["learning_rate"]
+    own = [run["delta"] for run in cell["runs"] if run["learning_rate"] == rate and run["delta"]]
+    if not own:
+        raise InputError(f"{task}/{setting} has no deltas: train it with --config.save_deltas=best")
+    return [cell_folder(workdir, task, setting) / path for path in own]
+
+
 def damage(workdir: Path | str, task: str, setting: str) -> list[Damaged]:
     """What of a cell's files is not what was written; files that are not there are no damage."""
     cell, found = cell_folder(workdir, task, setting), []

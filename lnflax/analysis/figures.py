@@ -1,4 +1,4 @@
-"""How figures look, and how they reach the disk: PNG and PDF with a caption beside them, SVG for the page.
+"""How figures look, and how they reach the disk: PNG, PDF and SVG, with a caption beside them.
 
 The colours are those of Okabe and Ito (2008), which stay apart for colour-blind readers.
 """
@@ -77,12 +77,13 @@ def new_canvas(width: float = WIDTH, height: float = 3.0) -> Canvas:
 
 
 def write_figures(out: Path | str, figures: Iterable[Figure]) -> list[Path]:
-    """NAME.png, NAME.pdf and the caption in NAME.txt of each; the same figures give the same bytes."""
+    """NAME.png, .pdf and .svg of each, and the caption in NAME.txt; the same figures give the same bytes."""
     written = []
     for figure in figures:
         forms = {
             "png": _drawn(figure.canvas, "png", {"Software": None}),
             "pdf": _drawn(figure.canvas, "pdf", {"CreationDate": None}),
+            "svg": svg(figure.canvas).encode(),
             "txt": f"{figure.caption}\n".encode(),
         }
         for suffix, data in forms.items():
