@@ -35,6 +35,7 @@ def get_config() -> ConfigDict:
     config.frozen_dropout = True  # False: none below the first trained parameter, which is then computed once for all
     config.report_epoch = "last"  # last | best; both are stored
     config.save_minutes = 10.0  # between two saves inside an epoch, which is saved at its end anyway; 0: only then
+    config.save_deltas = "best"  # what runs have trained: best (the selected rate, all seeds) | all | none
     config.train_pooler = False  # whether the pooler trains beside every setting
     config.schedule = "linear"  # linear (to zero) | constant, after the warm-up
     config.head_init = "normal"  # normal | truncated_normal | zeros, with the checkpoint's initializer_range

@@ -34,6 +34,7 @@ TYPES: dict[str, type | dict[str, type]] = {
     "frozen_dropout": bool,
     "report_epoch": str,
     "save_minutes": float,
+    "save_deltas": str,
     "train_pooler": bool,
     "schedule": str,
     "head_init": str,
@@ -52,9 +53,10 @@ TYPES: dict[str, type | dict[str, type]] = {
     "bitfit": {"scope": str},
 }
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False", dict: "a group of fields"}
+SAVED = ("best", "all", "none")  # of the selected rate | of every run | of none
 SAME = (
     *("epochs", "batch_size", "max_length", "max_train_examples", "packing", "frozen_dropout"),
-    *("report_epoch", "save_minutes", "schedule", "head_init"),
+    *("report_epoch", "save_minutes", "save_deltas", "schedule", "head_init"),
 )
 
 
@@ -80,6 +82,7 @@ class Config:
     frozen_dropout: bool
     report_epoch: str
     save_minutes: float
+    save_deltas: str
     schedule: str
     head_init: str
     warmup_ratio: float
@@ -196,6 +199,9 @@ def _rates(values: Any) -> tuple[float, ...]:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not math.isfinite(value) or value <= 0:
             raise InputError(f"learning_rates: {value!r}; allowed are numbers above 0")
+    names = [f"{value:g}" for value in items]  # of the files that are a rate's own
+    if twice := [value for value, name in zip(items, names, strict=True) if names.count(name) > 1]:
+        raise InputError(f"learning_rates: {twice[0]!r} and {twice[1]!r} differ too little to have names of their own")
     return tuple(float(value) for value in items)
 
 
@@ -213,6 +219,7 @@ def _check_choices(c: Config) -> None:
     check_choice("model.pooling", c.pooling, bert.POOLINGS)
     check_choice("model.dtype", c.dtype, bert.DTYPES)
     check_choice("report_epoch", c.report_epoch, selection.REPORT_EPOCHS)
+    check_choice("save_deltas", c.save_deltas, SAVED)
     check_choice("schedule", c.schedule, optimizer.SCHEDULES)
     check_choice("head_init", c.head_init, heads.INITS)
     check_choice("optimizer.epsilon_form", c.optimizer.epsilon_form, optimizer.EPSILON_FORMS)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from lnflax import rules, storage, tensors
+from lnflax import results, rules, storage, tensors
 from lnflax.errors import InputError
 from lnflax.masks import Mask
 
@@ -57,8 +57,8 @@ class Delta:
 
 
 def name(seed: int, learning_rate: float) -> str:
-    """The file of a run: `seed0-lr0.001.safetensors`."""
-    return f"seed{seed}-lr{learning_rate:g}.safetensors"
+    """The file of a run in its cell's folder: `deltas/seed0-lr0.001.safetensors`."""
+    return f"{results.DELTAS}/seed{seed}-lr{learning_rate:g}.safetensors"
 
 
 def make(about: About, values: Tree, mask: Mask) -> Delta:

@@ -13,7 +13,7 @@ from lnflax.task_data import TaskData
 EXTENDS = ("tasks", "settings", "seeds", "learning_rates")  # more of them join a study
 CONTENTS = "contents"  # SHA-256 of the body by how it is pooled, and of each task's splits
 GROWS = ("rules", CONTENTS)  # what both have must be the same
-NUMBERS_NOTHING = ("format", "save_minutes", "model.name", "data.path")  # no number depends on them
+NUMBERS_NOTHING = ("format", "save_minutes", "save_deltas", "model.name", "data.path")  # no number depends on them
 
 
 def record(config: Mapping[str, Any], data: Iterable[TaskData]) -> dict[str, Any]:

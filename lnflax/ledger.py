@@ -152,6 +152,10 @@ class Ledger:
         value = row[self.data.task.metrics[0]]
         return value if value is not None and np.isfinite(value) else -np.inf
 
+    def reported(self) -> np.ndarray:
+        """Each run's row of the reported epoch so far, `[seeds, rates]`; None before its first epoch."""
+        return self.best if self.config.report_epoch == "best" else self.last
+
     def runs(self) -> list[dict[str, Any]]:
         """The runs of results.json, by seed, then rate."""
         return [

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ METRICS = "metrics.jsonl"
 RESULTS = "results.json"
 COST = "cost.json"
 PREDICTIONS = "predictions.safetensors"
+DELTAS = "deltas"
 
 _RESULT_FIELDS = ("task", "setting", "metric", "report_epoch", "ratio", "eval_examples", "runs")
 
@@ -189,6 +191,7 @@ def damage(workdir: Path | str, task: str, setting: str) -> list[Damaged]:
         METRICS: lambda: read_metrics(cell),
         TRAINED: lambda: read_json(cell / TRAINED),
         COST: lambda: read_json(cell / COST),
+        **{f"{DELTAS}/{path.name}": partial(storage.read, path) for path in (cell / DELTAS).glob("*.safetensors")},
     }
     for name, reader in readers.items():
         if (cell / name).exists():

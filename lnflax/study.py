@@ -224,7 +224,8 @@ def _train_until_done(
         _say_outcome(cell, training, reporter)
     if not (folder / results.TRAINED).exists():  # it was damaged
         results.write_json(folder / results.TRAINED, cell.report)
-    storage.settle(folder)
+    for own in (folder, folder / results.DELTAS):
+        storage.settle(own)
 
 
 def _standings(config: Config, workdir: Path, task: str, setting: str, reporter: Reporter) -> Iterator[Standing]:
@@ -232,7 +233,7 @@ def _standings(config: Config, workdir: Path, task: str, setting: str, reporter:
     folder = results.cell_folder(workdir, task, setting)
     results.check_there(folder)
     while True:
-        storage.remove(*storage.stale(folder), *storage.stale(folder / states.FOLDER))
+        storage.remove(*(path for own in ("", states.FOLDER, results.DELTAS) for path in storage.stale(folder / own)))
         standing = stand(config, workdir, task, setting)
         for error in standing.damaged:
             _set_aside(error, folder, reporter)
@@ -282,6 +283,9 @@ def _say_outcome(cell: Cell, training: CellTraining, reporter: Reporter) -> None
         if run["status"] == "diverged":
             where = f"seed {run['seed']}, rate {run['learning_rate']:g}"
             reporter.warn(f"{cell.name}: {where} diverged at step {run['diverged_step']}")
+    lost = [run["seed"] for run in runs if run["learning_rate"] == chosen["learning_rate"] and not run["delta"]]
+    if lost and cell.config.save_deltas != "none":
+        reporter.warn(f"{cell.name}: seeds {', '.join(map(str, lost))} have no delta at the selected rate")
     if constant := log.constant():
         reporter.warn(f"{cell.name}: {constant} of {len(runs)} runs predict one class only")
     if still and not all(run["status"] == "diverged" for run in runs):

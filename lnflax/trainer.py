@@ -49,6 +49,7 @@ class Trainer:
     features: Features | None  # of the training examples, where the prefix is computed once for all
     frozen: Tree  # on the devices, one copy each
     masks: Mask  # on the devices, by seed
+    seed_masks: list[Mask]  # the same on the host
     streams: jax.Array  # on the devices, by seed
     trained: Tree  # the body's trained values, on the host
     own: list[Tree]  # what a seed starts from, on the host: its fresh head, its gathered scalars
@@ -105,6 +106,7 @@ def make_trainer(
         features=None,
         frozen=devices.put_copies(frozen, plan.devices),
         masks=_by_seed(gathered, plan),
+        seed_masks=gathered,
         streams=_by_seed(list(words), plan),
         trained=trained,
         own=own,
@@ -156,6 +158,11 @@ def unmoved(trainer: Trainer, states: RunState) -> list[str]:
         if not np.where(np.expand_dims(given, -1), np.asarray(runs), True).all():
             still.append(path)
     return still
+
+
+def owned(trainer: Trainer, states: RunState) -> tuple[Tree, list[Mask]]:
+    """What the runs have trained, leaves `[seeds, rates, …]`, and the seeds' masks: on the host."""
+    return trainer.plan.to_runs(states.values), trainer.seed_masks
 
 
 class Epoch(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import functools
+import itertools
 import json
 import shutil
 import time
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 
 from lnflax import config as configs
-from lnflax import host, memory, packing, results, selection, states, storage, trainer
+from lnflax import deltas, host, memory, packing, results, selection, states, storage, trainer
 from lnflax.cells import Cell, Part, make_trainer
 from lnflax.coverage import Coverage
 from lnflax.evaluation import Evaluation, evaluate
@@ -132,13 +133,15 @@ class CellTraining:
         self._write_metrics()
 
     def _bytes(self) -> int:
-        """What the cell writes: two states for a moment, and predictions of the last and the best epoch twice."""
+        """What the cell writes: two states for a moment, predictions of the last and the best epoch twice, deltas."""
         cell, config = self.cell, self.cell.config
         runs = len(config.seeds) * len(config.learning_rates)
         trained = int(np.max(cell.report["trained"]))  # one for all seeds, or one a seed
         largest = max((len(part.seeds) * len(part.rates) for part in cell.parts), default=0)
         labels = sum(len(examples.labels) for examples in cell.data.evals.values())
-        return 4 * (2 * 3 * (trained + cell.report["head"]) * largest + 4 * 2 * labels * runs)
+        values = trained + cell.report["head"]
+        kept = 0 if config.save_deltas == "none" else 2 * runs  # a scalar may come with its index
+        return 4 * (values * (2 * 3 * largest + kept) + 4 * 2 * labels * runs)
 
     def _restore(self, state: State) -> None:
         record, arrays = state.record, state.arrays
@@ -225,7 +228,47 @@ class CellTraining:
         losses = self.at.losses
         self.log.add(part.seeds, part.rates, number, number * len(losses), losses, totals.targets, found, passed)
         self._write_metrics()
+        if number == self.cell.epochs or self.cell.config.report_epoch == "best":
+            self._write_deltas(part, own, runs, number)
         self.at = Progress(self.at.part, number)
+
+    def _write_deltas(self, part: Part, own: Trainer, runs: RunState, number: int) -> None:
+        """Of every run whose reported epoch is this one, for all that is known yet; the rate is selected later."""
+        data, config = self.cell.data, self.cell.config
+        if config.save_deltas == "none":
+            return
+        values, masks = trainer.owned(own, runs)
+        for (i, s), (j, r) in itertools.product(enumerate(part.seeds), enumerate(part.rates)):
+            row = self.log.reported()[s, r]
+            if row is None or row["epoch"] != number or self.log.diverged[s, r]:
+                continue
+            about = deltas.About(
+                task=data.task.name,
+                setting=self.cell.setting.name,
+                seed=config.seeds[s],
+                learning_rate=config.learning_rates[r],
+                epoch=number,
+                base_sha256=data.model.sha256,
+                pooling=data.shape.pooling,
+                labels=data.task.labels,
+            )
+            delta = deltas.make(about, jax.tree.map(lambda x: x[i, j], values), masks[i])  # noqa: B023 - called at once
+            deltas.write(self.folder / deltas.name(about.seed, about.learning_rate), delta)
+
+    def _settle_deltas(self, runs: list[dict[str, Any]], rate: float | None) -> None:
+        """Tells each run where its delta lies, and lets those go that are not asked for."""
+        folder, asked = self.folder / results.DELTAS, self.cell.config.save_deltas
+        for run in runs:
+            path = self.folder / deltas.name(run["seed"], run["learning_rate"])
+            wanted = asked == "all" or (asked == "best" and run["learning_rate"] == rate)
+            if not wanted or run["status"] == "diverged":
+                storage.remove(path)
+            elif path.is_file():
+                run["delta"] = deltas.name(run["seed"], run["learning_rate"])
+        if any(run["delta"] for run in runs):
+            storage.settle(folder)
+        else:
+            storage.remove_folder(folder)
 
     def _save(self, own: Trainer, runs: RunState | None) -> None:
         """Stores all that the cell needs to go on from here; `runs` is None where the next part begins."""
@@ -252,6 +295,7 @@ class CellTraining:
         cell, config, log = self.cell, self.cell.config, self.log
         data, runs = cell.data, log.runs()
         metric = data.task.metrics[0]
+        selected = selection.select(runs, metric, config.report_epoch)
         labels = {f"labels/{split}": examples.labels for split, examples in data.evals.items()}
         if data.task.tagged:
             labels |= {f"offsets/{split}": examples.label_offsets for split, examples in data.evals.items()}
@@ -262,6 +306,7 @@ class CellTraining:
         }
         text = {name: json.dumps(values) for name, values in about.items()}
         results.write_predictions(self.folder, {**log.predictions, **labels}, text)
+        self._settle_deltas(runs, selected["learning_rate"])
         record = {
             "format": results.FORMAT,
             "task": data.task.name,
@@ -275,7 +320,7 @@ class CellTraining:
             "eval_examples": {split: examples.examples for split, examples in data.evals.items()},
             **{name: cell.report[name] for name in ("body", "trained", "ratio")},
             "runs": runs,
-            "selected": selection.select(runs, metric, config.report_epoch),
+            "selected": selected,
             **({"tags": log.tags()} if data.task.tagged else {}),
             "seconds": self.spent.seconds(),
         }

@@ -39,6 +39,7 @@ class Disk:
         self.calls, self.stopped, self.happened = 0, False, False
         self.sites = set()  # (operation, function, its caller)
         self.content, self.names, self.open_files = {}, {}, {}
+        self.known = {}  # what lies at an inode's number now; the system gives the numbers of files that are gone again
         for path in (self.root, *self.root.rglob("*")):  # what lies there at first has been there for long
             self._flush(path)
 
@@ -90,8 +91,11 @@ class Disk:
         file = os.open(path, flags, mode)
         self.open_files[file] = os.fspath(path)
         if new:
-            self.content.pop(os.fstat(file).st_ino, None)  # the number may have been another file's
+            self.known[os.fstat(file).st_ino] = object()
         return file
+
+    def _own(self, number):
+        return self.known.setdefault(number, object())
 
     def _fsync(self, file):
         self._flush(self.open_files[file], file)
@@ -100,27 +104,28 @@ class Disk:
         found = Path(path).stat() if file is None else os.fstat(file)
         if stat.S_ISDIR(found.st_mode):
             entries = [entry for entry in os.scandir(path) if entry.name != claims.FOLDER]  # locks die with the power
-            self.names[found.st_ino] = {entry.name: (entry.inode(), entry.is_dir()) for entry in entries}
+            there = {entry.name: (self._own(entry.inode()), entry.is_dir()) for entry in entries}
+            self.names[self._own(found.st_ino)] = there
         else:
-            self.content[found.st_ino] = Path(path).read_bytes()
+            self.content[self._own(found.st_ino)] = Path(path).read_bytes()
 
     def _mkdir(self, path):
         path.mkdir()
-        self.names.pop(path.stat().st_ino, None)
+        self.known[path.stat().st_ino] = object()
 
     def lose_power(self):
         """Leaves of the folder what was flushed."""
         tree = {}
 
-        def keep(number, place):
-            for name, (own, is_folder) in self.names.get(number, {}).items():
+        def keep(folder, place):
+            for name, (own, is_folder) in self.names.get(folder, {}).items():
                 if is_folder:
                     tree[f"{place}{name}"] = None
                     keep(own, f"{place}{name}/")
                 else:
                     tree[f"{place}{name}"] = self.content.get(own, b"")
 
-        keep(self.root.stat().st_ino, "")
+        keep(self._own(self.root.stat().st_ino), "")
         for entry in self.root.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
         for name, data in tree.items():

@@ -165,7 +165,9 @@ def test_results_json_is_the_contracts(trained):
     assert order == [(0, 0.001), (0, 0.003), (1, 0.001), (1, 0.003)]
     for i, one in enumerate(runs):
         assert list(one) == ["seed", "learning_rate", "status", "diverged_step", "last", "best", "delta"]
-        assert (one["status"], one["diverged_step"], one["delta"]) == ("finished", None, None)
+        assert (one["status"], one["diverged_step"]) == ("finished", None)
+        selected = one["learning_rate"] == record["selected"]["learning_rate"]
+        assert one["delta"] == (f"deltas/seed{i // 2}-lr{one['learning_rate']}.safetensors" if selected else None)
         for kind in ("last", "best"):
             assert list(one[kind]) == ["epoch", "train_loss", "eval_loss", "accuracy"]
             own = predictions[f"{kind}/validation"][i // 2, i % 2]

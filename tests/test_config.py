@@ -289,6 +289,7 @@ def made_of(place, fields):
         "labels": first.recipe.labels,
         "epochs": first.epochs,
         "pause": first.config.save_minutes,
+        "kept": first.config.save_deltas,
         "train": digest(first.data.train),
         "evals": {split: digest(part) for split, part in first.data.evals.items()},
         "rows": (first.parts[0].rows.lay.__name__, first.parts[0].rows.shapes),
@@ -308,6 +309,7 @@ DRAWN = {"settings": ("random",)}
 # Field: its other value, what it must change, and what must be set beside it.
 KNOBS = {
     "save_minutes": (0.5, "pause", {}),
+    "save_deltas": ("none", "kept", {}),
     "model.name": ("@other", "body", {}),
     "model.pooling": ("mean", "shape", {}),
     "model.dtype": ("bfloat16", "shape", {}),

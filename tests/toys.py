@@ -11,6 +11,7 @@ import numpy as np
 
 from lnflax import cells, ledger, storage, study, training
 from lnflax.devices import Plan
+from lnflax.masks import Mask
 from lnflax.progress import Reporter
 from lnflax.step import RunState
 from lnflax.trainer import Totals
@@ -23,7 +24,7 @@ def patch(monkeypatch):
     """Puts them in place; a study is planned only once for the same coverage."""
     monkeypatch.setattr(training, "make_trainer", make_trainer)
     monkeypatch.setattr(training, "evaluate", evaluate)
-    own = {"start": start, "plan_epoch": plan_epoch, "train_steps": train_steps, "totals": totals}
+    own = {"start": start, "plan_epoch": plan_epoch, "train_steps": train_steps, "totals": totals, "owned": owned}
     monkeypatch.setattr(training, "trainer", types.SimpleNamespace(**own, unmoved=lambda *_: []))
     monkeypatch.setattr(ledger.metrics, "compute", compute)
     prepare, known = cells.prepare, {}
@@ -80,6 +81,10 @@ def train_steps(own, runs, epoch, number, begin, advance, pause):
         if pause():
             break
     return runs, np.stack(losses)
+
+
+def owned(own, runs):
+    return {"classifier": {"kernel": runs.values}}, [Mask(*[{"classifier": {"kernel": None}}] * 2)] * len(runs.values)
 
 
 def totals(own, epoch):
