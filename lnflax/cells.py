@@ -6,7 +6,6 @@ Nothing is trained or written here, so that bad input costs nothing.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,6 @@ import jax
 from lnflax import (
     batches,
     bert,
-    checkpoint,
     coverage,
     devices,
     evaluation,
@@ -29,7 +27,6 @@ from lnflax import (
     shapes,
     task_data,
     tasks,
-    tokens,
     trained,
     trainer,
     work,
@@ -37,7 +34,6 @@ from lnflax import (
 from lnflax.bert import BertConfig
 from lnflax.config import Config
 from lnflax.coverage import Coverage
-from lnflax.errors import InputError
 from lnflax.evaluation import Evaluation
 from lnflax.grid import Chunks
 from lnflax.memory import Cut, Size
@@ -111,25 +107,17 @@ def prepare(
     Raises:
         InputError: anything of the config does not fit the model, the data or the devices.
     """
-    folder = checkpoint.find(config.model_name)
-    shape = checkpoint.read_config(folder, pooling=config.pooling, num_outputs=1, dtype=config.dtype)
+    source = task_data.open_source(config)
     for name in config.settings:
-        _setting(config, shape, name)
-    if config.max_length > shape.max_position_embeddings:
-        most = shape.max_position_embeddings
-        raise InputError(f"max_length: {config.max_length}; the model has {most} positions")
-    tokenizer = tokens.load_tokenizer(folder)
-    read = functools.cache(functools.partial(task_data.read_model, folder))
+        setting_of(config, source.shape, name)
     whole = coverage.cover(config.seeds, config.learning_rates)
     cells = []
     for name in config.tasks:
-        # A word's own token is read, whatever sentences do.
-        own = dataclasses.replace(shape, pooling="cls") if TASKS[name].tagged else shape
         asked = {setting: (coverages or {}).get((name, setting), whole) for setting in config.settings}
         seeds = tuple(dict.fromkeys(seed for each in asked.values() for seed in each.seeds))
-        data = task_data.load(config.of_runs(seeds, config.learning_rates), own, read(own), tokenizer, TASKS[name])
+        data = task_data.load(config.of_runs(seeds, config.learning_rates), source, TASKS[name])
         cells += [
-            make_cell(config, data, _setting(config, own, setting), asked[setting], device_count)
+            make_cell(config, data, setting_of(config, data.shape, setting), asked[setting], device_count)
             for setting in config.settings
         ]
     return cells
@@ -168,7 +156,12 @@ def seed_masks(setting: Setting, recipe: Recipe, model: Model, seeds: tuple[int,
     return [masks.choose(setting.mask, params, recipe.label_tree, seed) for seed in seeds]
 
 
-def _setting(config: Config, shape: BertConfig, name: str) -> Setting:
+def setting_of(config: Config, shape: BertConfig, name: str) -> Setting:
+    """The setting called `name`, for the study's model.
+
+    Raises:
+        InputError: there is none, or it does not fit the model.
+    """
     options = config.options
     if shape.pooling != "pooler":
         options = dataclasses.replace(options, train_pooler=False)

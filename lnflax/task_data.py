@@ -32,6 +32,15 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the tasks of a study get their model from: the shape for sentences, the tokenizer, and what a body is."""
+
+    shape: BertConfig
+    tokenizer: Any
+    read: Callable[[BertConfig], Model]
+
+
+@dataclasses.dataclass(frozen=True)
 class TaskData:
     """A task's examples as token ids, the model with the task's head, and how examples are laid into rows."""
 
@@ -46,18 +55,36 @@ class TaskData:
     rows: Callable[[int, bool], Rows]  # for so many devices a batch, and whether the seeds of a step share a shape
 
 
+def open_source(config: Config) -> Source:
+    """The checkpoint of a study; a body is read once for all tasks of one pooling.
+
+    Raises:
+        InputError: there is none, or it has too few positions.
+    """
+    folder = checkpoint.find(config.model_name)
+    shape = checkpoint.read_config(folder, pooling=config.pooling, num_outputs=1, dtype=config.dtype)
+    if config.max_length > shape.max_position_embeddings:
+        most = shape.max_position_embeddings
+        raise InputError(f"max_length: {config.max_length}; the model has {most} positions")
+    read = functools.cache(functools.partial(read_model, folder))
+    return Source(shape, tokens.load_tokenizer(folder), read)
+
+
 def read_model(folder: Path, shape: BertConfig) -> Model:
     """The body of a checkpoint that a task of this shape reads."""
     body = checkpoint.read_body(folder, shape)
     return Model(body, checkpoint.body_sha256(body))
 
 
-def load(config: Config, shape: BertConfig, model: Model, tokenizer: Any, task: Task) -> TaskData:
+def load(config: Config, source: Source, task: Task) -> TaskData:
     """Reads a task; shapes are chosen for the config's seeds and all its settings.
 
     Raises:
         InputError: the data is not there, does not fit the task or the model.
     """
+    # A word's own token is read, whatever sentences do.
+    shape = dataclasses.replace(source.shape, pooling="cls") if task.tagged else source.shape
+    model, tokenizer = source.read(shape), source.tokenizer
     texts = tasks.load(task, config.data_path, config.eval_split, config.max_train_examples)
     train = tokens.encode(tokenizer, texts.train, config.max_length)
     evals = {split: tokens.encode(tokenizer, part, config.max_length) for split, part in texts.evals.items()}

@@ -107,9 +107,11 @@ def test_the_files_of_a_study_are_the_contracts(trained):
     workdir, _ = trained
     names = {name for name, data in snapshot(workdir).items() if data is not None}
     own = ("trained.json", "metrics.jsonl", "results.json", "predictions.safetensors", "cost.json")
-    sums = ("SHA256SUMS", "rte/layernorms/SHA256SUMS")
-    assert names == {"config.json", "versions.json", *sums, *(f"rte/layernorms/{name}" for name in own)}
-    for folder in (workdir, workdir / "rte" / "layernorms"):
+    rate = results.read_results(workdir, "rte", "layernorms")["selected"]["learning_rate"]
+    kept = tuple(f"deltas/seed{seed}-lr{rate:g}.safetensors" for seed in (0, 1))
+    sums = ("SHA256SUMS", "rte/layernorms/SHA256SUMS", "rte/layernorms/deltas/SHA256SUMS")
+    assert names == {"config.json", "versions.json", *sums, *(f"rte/layernorms/{name}" for name in (*own, *kept))}
+    for folder in (workdir, workdir / "rte" / "layernorms", workdir / "rte" / "layernorms" / "deltas"):
         assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=folder).returncode == 0
     record = results.read_json(workdir / "config.json")
     assert record["format"] == 1 and record["learning_rates"] == [0.001, 0.003] and record["tasks"] == ["rte"]
