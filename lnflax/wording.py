@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 MISSING = "–"
 
@@ -18,6 +19,17 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 def mean_std(mean: float | None, std: float | None) -> str:
     """`83.0 ± 0.4` from fractions; the mean alone where no deviation is known."""
     return percent(mean) if std is None else f"{percent(mean)} ± {percent(std)}"
+
+
+def signed(fraction: float) -> str:
+    """A difference in percent points with its sign: `+1.20`."""
+    text = percent(fraction, 2)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def span(interval: tuple[float, float] | None, write: Callable[[float], str] = lambda x: percent(x, 2)) -> str:
+    """An interval of fractions: `[82.10, 84.00]`."""
+    return MISSING if interval is None else f"[{write(interval[0])}, {write(interval[1])}]"
 
 
 def ratio_percent(ratio: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lnflax import wording
 from lnflax.analysis import comparison, formats, significance
-from lnflax.analysis.comparison import Against, Difference, Interval, Key, Samples, Support
+from lnflax.analysis.comparison import Against, Difference, Key, Samples, Support
 from lnflax.analysis.entries import Entry, Reading, Value
 from lnflax.analysis.formats import Grid
 from lnflax.analysis.published import Number
@@ -54,7 +54,7 @@ def _line(entry: Entry, value: Value) -> tuple[str, ...]:
 
 def _sample_cells(samples: Samples, key: Key) -> tuple[str, str]:
     sample = samples.found.get(key)
-    return (_span(sample.interval), wording.percent(sample.honest, 2)) if sample else (wording.MISSING,) * 2
+    return (wording.span(sample.interval), wording.percent(sample.honest, 2)) if sample else (wording.MISSING,) * 2
 
 
 def _difference_cells(entry: Entry, own: Difference | None, against: Against) -> tuple[str, ...]:
@@ -62,20 +62,11 @@ def _difference_cells(entry: Entry, own: Difference | None, against: Against) ->
         return (*(wording.MISSING,) * 3, "reference")
     if own is None:
         return (wording.MISSING,) * 4
-    return _signed(own.mean), _span(own.interval, _signed), _p(own.adjusted), own.mark
+    return wording.signed(own.mean), wording.span(own.interval, wording.signed), _p(own.adjusted), own.mark
 
 
 def _p(p: float) -> str:
     return f"{p:.3f}" if p >= 0.001 else "<0.001"
-
-
-def _signed(fraction: float) -> str:
-    text = wording.percent(fraction, 2)
-    return text if text.startswith("-") else f"+{text}"
-
-
-def _span(interval: Interval | None, write: Any = lambda fraction: wording.percent(fraction, 2)) -> str:
-    return wording.MISSING if interval is None else f"[{write(interval[0])}, {write(interval[1])}]"
 
 
 def records(

@@ -32,8 +32,8 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class _Stored:
-    """The predictions of one epoch and split, `[seeds, rates, targets]`, and what belongs to them."""
+class Stored:
+    """Predictions on one split, `[seeds, rates, targets]`, and what belongs to them."""
 
     predictions: np.ndarray
     labels: np.ndarray
@@ -62,12 +62,15 @@ def read_evidence(workdir: Path | str, cell: Mapping[str, Any], metric: str, rat
     whole = [own for own in scores if len(scores[own]) == len(seeds)]
     found = {}
     for own in dict.fromkeys((*whole, rate)):
-        found[own] = _sums(measure, stored, own, list(scores[own]), folder)
+        try:
+            found[own] = sums_at(measure, stored, own, list(scores[own]))
+        except ValueError as error:
+            raise InputError(f"{folder / PREDICTIONS}: {error}") from error
         _check(found[own], scores[own], metric, folder)
     return Evidence(tuple(scores[rate]), found[rate], tuple(found[own] for own in whole), stored.labels)
 
 
-def _read(folder: Path, epoch: str, split: str) -> _Stored:
+def _read(folder: Path, epoch: str, split: str) -> Stored:
     path = folder / PREDICTIONS
     arrays, about = read_predictions(folder)
     try:
@@ -82,24 +85,26 @@ def _read(folder: Path, epoch: str, split: str) -> _Stored:
     offsets = arrays.get(f"offsets/{split}")
     if offsets is not None and (offsets[0], offsets[-1]) != (0, len(labels)):
         raise InputError(f"{path}: offsets/{split} do not span its {len(labels)} labels")
-    return _Stored(predictions, labels, offsets, seeds, rates, names)
+    return Stored(predictions, labels, offsets, seeds, rates, names)
 
 
-def _sums(measure: str, stored: _Stored, rate: float, seeds: Sequence[int], folder: Path) -> Sums:
-    try:
-        own = stored.predictions[[stored.seeds.index(seed) for seed in seeds], stored.rates.index(rate)]
-        if stored.offsets is None:
-            return statistics(measure, own, stored.labels)
-        if measure in ("f1", "precision", "recall"):
-            return _entities(measure, own, stored, stored.offsets)
-        words = statistics(measure, own, stored.labels)
-        ends = np.cumsum(words.shares, axis=1)[:, stored.offsets[1:] - 1] * (stored.offsets[1:] > 0)[:, None]
-        return Sums(np.diff(ends, axis=1, prepend=0), words.value)
-    except ValueError as error:
-        raise InputError(f"{folder / PREDICTIONS}: {error}") from error
+def sums_at(measure: str, stored: Stored, rate: float, seeds: Sequence[int]) -> Sums:
+    """A metric as sums, of some seeds at one rate.
+
+    Raises:
+        ValueError: it has none.
+    """
+    own = stored.predictions[[stored.seeds.index(seed) for seed in seeds], stored.rates.index(rate)]
+    if stored.offsets is None:
+        return statistics(measure, own, stored.labels)
+    if measure in ("f1", "precision", "recall"):
+        return _entities(measure, own, stored, stored.offsets)
+    words = statistics(measure, own, stored.labels)
+    ends = np.cumsum(words.shares, axis=1)[:, stored.offsets[1:] - 1] * (stored.offsets[1:] > 0)[:, None]
+    return Sums(np.diff(ends, axis=1, prepend=0), words.value)
 
 
-def _entities(measure: str, predictions: np.ndarray, stored: _Stored, offsets: np.ndarray) -> Sums:
+def _entities(measure: str, predictions: np.ndarray, stored: Stored, offsets: np.ndarray) -> Sums:
     # The last name is for -1, a word that no prediction was made for.
     names = np.array([*stored.names, "O"])
 
