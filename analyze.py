@@ -7,8 +7,10 @@ import io
 import math
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
+from lnflax import process
 from lnflax.analysis.comparison import Against
 from lnflax.analysis.curves import make_curves
 from lnflax.analysis.entries import Reading
@@ -49,6 +51,22 @@ def _points(text: str) -> float:
     if not 0 <= value <= 100:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of points from 0 to 100")
     return value / 100
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
+    return int(text)
+
+
+def _ablate(flags: argparse.Namespace) -> str:
+    if flags.draws < 1:
+        raise InputError("--draws: 0; allowed are whole numbers from 1")
+    if trouble := process.set_up():
+        sys.stderr.write(f"warning: {trouble}\n")
+    from lnflax.analysis.ablation_views import make_ablation
+
+    return make_ablation(flags.deltas, list(dict.fromkeys(flags.counts)), flags.draws, flags.out)
 
 
 def _tables(flags: argparse.Namespace) -> str:
@@ -97,6 +115,24 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="report another metric of a task, e.g. mrpc=accuracy",
     )
     tables.add_argument("--published", help="CSV of published numbers: setting,task,value[,std][,table]")
+
+    ablation = commands.add_parser(
+        "ablate", help="what tuned models lose without their LayerNorms' outliers", allow_abbrev=False
+    )
+    ablation.set_defaults(run=_ablate)
+    ablation.add_argument(
+        "--deltas",
+        required=True,
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="WORKDIR/TASK/SETTING/deltas (the selected rate's runs), or files of it",
+    )
+    ablation.add_argument(
+        "--counts", nargs="+", type=_count, default=[1, 4, 16, 64], metavar="N", help="scalars of each LayerNorm"
+    )
+    ablation.add_argument("--draws", type=_count, default=5, help="draws of as many random scalars (default 5)")
+    ablation.add_argument("--out", help="also write ablation-TASK-SETTING as .md, .csv and a figure")
     return parser.parse_args(arguments)
 
 

@@ -8,7 +8,6 @@ Bad input is one line, and exit code 2.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
+from lnflax import process
 from lnflax.errors import InputError, nearest, raised_at
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, with its argument after a colon.")
@@ -99,19 +99,13 @@ def parse_flags(arguments: list[str]) -> list[str]:
 
 def main(_: list[str]) -> None:
     """Calls the library once."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch is no news here
-    from lnflax import compiling, config, devices, interruption, prepare, study, tokens
+    trouble = process.set_up()
+    from lnflax import config, interruption, prepare, study
     from lnflax.progress import Reporter
 
-    devices.be_deterministic()
-    devices.use_cores()
-    for name in ("absl", "jax"):  # which greet at level INFO
-        logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("datasets").setLevel(logging.CRITICAL)  # which logs what it raises
     reporter = Reporter()
     reporter.relay("lnflax")
-    if trouble := compiling.keep(tokens.cache_folder() / "xla"):
+    if trouble:
         reporter.warn(trouble)
     try:
         share = study.Share.parse(CELLS.value) if CELLS.value is not None else None

@@ -135,6 +135,11 @@ def parse(given: ConfigDict) -> Config:
     return config
 
 
+def of_record(record: Mapping[str, Any]) -> Config:
+    """The config of a config.json, which has more fields than a config."""
+    return parse(ConfigDict({name: value for name, value in record.items() if name in TYPES}))
+
+
 def without_paths(record: dict[str, Any]) -> dict[str, Any]:
     """The record with folders named by their last part, so that results are the same on every machine."""
     model, data = record["model"], record["data"]

@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from lnflax import bert, checkpoint, config, deltas, results, rules, storage, tasks, tensors, tokens
-from lnflax.batches import Batch, Targets
+from lnflax import checkpoint, config, deltas, results, storage, tensors
 from lnflax.deltas import About, Delta, Scalars
 from lnflax.errors import InputError
 from lnflax.gathered import Index
 from lnflax.masks import Mask
-from tests import studies, tiny
+from tests import plain, studies, tiny
 
 ABOUT = About("rte", "layernorms", 1, 1e-3, 2, "0" * 64, "mean", ("yes", "no"))
 NORM = "bert/encoder/layer/0/output/LayerNorm/scale"
@@ -157,24 +156,10 @@ def trained(model, tmp_path_factory):
 
 
 def predict(model, own, sha256):
-    """What the base with a delta says of each development example, alone and in plain rows."""
-    given = config.parse(studies.given(model))
-    shape = checkpoint.read_config(model, pooling="pooler", num_outputs=2, dtype="float32")
-    base = checkpoint.read_body(model, shape)
+    """What the base with a delta says of each development example."""
+    _, base = plain.base(model)
     assert checkpoint.body_sha256(base) == sha256
-    params = rules.unflatten({**base, **dict(deltas.changes(own, base, sha256, "d")), **deltas.head(own)})
-    texts = tasks.load(tasks.TASKS["rte"], given.data_path, given.eval_split, given.max_train_examples)
-    encoded = tokens.encode(tokens.load_tokenizer(model), texts.evals["validation"], given.max_length)
-    sizes = np.diff(encoded.offsets)
-    ids, types = np.zeros((2, len(sizes), sizes.max()), np.int32)
-    for row, (begin, size) in enumerate(zip(encoded.offsets, sizes, strict=False)):
-        ids[row, :size], types[row, :size] = (part[begin : begin + size] for part in encoded[:2])
-    there = (np.arange(ids.shape[1]) < sizes[:, None]).astype(np.int32)
-    rows, zeros = np.arange(len(sizes), dtype=np.int32), np.zeros(len(sizes), np.int32)
-    targets = Targets(rows, zeros, zeros, np.ones(len(sizes), np.float32))
-    batch = Batch(ids, types, np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape), there, targets)
-    logits = tiny.jit(bert.Classifier(shape).apply)({"params": params}, batch, {})
-    return np.argmax(np.asarray(logits), axis=-1)
+    return plain.predict(model, {**base, **dict(deltas.changes(own, base, sha256, "d")), **deltas.head(own)})
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
