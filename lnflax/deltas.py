@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,23 @@ class Delta:
     about: About
     whole: Mapping[str, np.ndarray]  # the head's leaves among them
     scalars: Mapping[str, Scalars]
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(TEXTS, _is_text),
+    "seed": _is_count,
+    "epoch": _is_count,
+    "learning_rate": lambda value: isinstance(value, float) and 0 < value < math.inf,
+    "labels": lambda value: isinstance(value, list) and all(isinstance(label, str) for label in value),
+}
 
 
 def name(seed: int, learning_rate: float) -> str:
@@ -124,12 +142,17 @@ def read(path: Path) -> Delta:
 def _about(path: Path, words: Mapping[str, str]) -> About:
     if words.get("format") != str(FORMAT):  # a foreign file has none
         raise InputError(f"{path} is no delta of format {FORMAT}")
-    try:
-        values: dict[str, Any] = {field: words[field] for field in TEXTS}
-        values |= {field: json.loads(words[field]) for field in ("seed", "learning_rate", "epoch", "labels")}
-        return About(**{**values, "labels": tuple(values["labels"])})
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path}: its metadata are not whole ({error})") from error
+    values: dict[str, Any] = {}
+    for field, fits in _FIELDS.items():
+        if field not in words:
+            raise InputError(f"{path}: its metadata lack {field}")
+        try:
+            values[field] = words[field] if field in TEXTS else json.loads(words[field])
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: {field} of its metadata is not JSON ({error})") from error
+        if not fits(values[field]):
+            raise InputError(f"{path}: {field} of its metadata is {words[field]!r}")
+    return About(**{**values, "labels": tuple(values["labels"])})
 
 
 def _checked(path: Path, own: str, value: np.ndarray, dtype: type) -> np.ndarray:

@@ -1,5 +1,9 @@
 """What a run has trained, as a file: what is in it, that it gives back the run's own predictions, what is refused."""
 
+import json
+import random
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -106,8 +110,9 @@ WORDS = {
 }
 BROKEN = {
     "foreign": ({"a": np.float32([1])}, {}, "is no delta of format 1"),
-    "no seed": ({}, {name: word for name, word in WORDS.items() if name != "seed"}, "metadata are not whole .*seed"),
-    "no number": ({}, WORDS | {"epoch": "two"}, "metadata are not whole"),
+    "no seed": ({}, {name: word for name, word in WORDS.items() if name != "seed"}, "its metadata lack seed"),
+    "no number": ({}, WORDS | {"epoch": "two"}, "epoch of its metadata is not JSON"),
+    "no rate": ({}, WORDS | {"learning_rate": "null"}, "learning_rate of its metadata is 'null'"),
     "doubles": ({"a": np.float64([1])}, WORDS, "a is float64; a delta has float32 there"),
     "no index": ({"a.value": np.float32([1])}, WORDS, "a.value has no index"),
     "no value": ({"a.index": np.int32([1])}, WORDS, "a.index has no values"),
@@ -128,6 +133,55 @@ def test_a_file_that_is_no_delta_is_refused(tmp_path, case):
     with pytest.raises(InputError, match=line) as raised:
         deltas.read(tmp_path / "d")
     assert str(tmp_path / "d") in str(raised.value)
+
+
+def corrupted(good, number):
+    """The file cut, with flipped bits, or with another header: another one for each number."""
+    draw = random.Random(number)
+    kind, size, data = number % 5, int.from_bytes(good[:8], "little"), bytearray(good)
+    if kind == 0:
+        return good[: draw.randrange(len(good))]
+    if kind == 1:
+        for _ in range(draw.randint(1, 8)):
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        return bytes(data)
+    header = json.loads(good[8 : 8 + size])
+    words = header.pop("__metadata__")
+    own = header[draw.choice(sorted(header))]
+    if kind == 2:
+        own["shape"] = [draw.choice([2**62, -1, 0, 10**9, 1.5, "x", None])] * draw.randint(1, 3)
+    elif kind == 3:
+        own["data_offsets"] = [draw.randint(-5, 2**40), draw.randint(0, 2**63)]
+    else:
+        words[draw.choice(sorted(words))] = draw.choice(
+            ["", "[]", "null", "1e999", "[" * 9999, "9" * 400, "NaN", '"x"']
+        )
+    text = json.dumps({"__metadata__": words, **header}).encode()
+    return len(text).to_bytes(8, "little") + text + good[8 + size :]
+
+
+def test_a_corrupted_file_is_refused_or_read_to_what_it_holds(tmp_path):
+    """10,000 of them; none takes more memory than its size justifies."""
+    deltas.write(tmp_path / "d", literal())
+    good, refused = (tmp_path / "d").read_bytes(), 0
+    (tmp_path / "SHA256SUMS").unlink()  # a file from elsewhere has none
+    tracemalloc.start()
+    for number in range(10_000):
+        data = corrupted(good, number)
+        (tmp_path / "d").write_bytes(data)
+        try:
+            found = deltas.read(tmp_path / "d")
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error)
+        else:
+            arrays = tensors.unpack(data)[0]
+            values = {**found.whole, **{f"{path}.value": part.value for path, part in found.scalars.items()}}
+            assert all(np.array_equal(arrays[path], value, equal_nan=True) for path, value in values.items())
+            assert all((np.diff(part.index) > 0).all() for part in found.scalars.values())
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 7_000 < refused < 10_000 and peak < 2**20
 
 
 def test_a_damaged_file_is_refused(tmp_path):
