@@ -3,6 +3,7 @@
     python train.py --config=configs/table2.py --workdir=runs/table2 --dry_run
     python train.py --config=configs/table2.py --workdir=runs/table2
     python analyze.py tables --workdir=runs/table2 --out=runs/table2/tables
+    python analyze.py report --workdir=runs/table2
 
 Expected, by the paper: LayerNorms close to full fine-tuning here too, the random control below.
 """

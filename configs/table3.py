@@ -2,6 +2,7 @@
 
     python train.py --config=configs/table3.py --workdir=runs/table3
     python analyze.py tables --workdir=runs/table3 --out=runs/table3/tables
+    python analyze.py report --workdir=runs/table3    # with the profile over blocks
 
 Expected, by the paper: a single block's norms (0.003 %) come close to all of them, the middle blocks closest. The
 argument is the number of blocks of the model: `configs/table3.py:6` for a six-block one.

@@ -2,6 +2,9 @@
 
     python train.py --config=configs/table4.py --workdir=runs/table4
     python analyze.py tables --workdir=runs/table4 --out=runs/table4/tables
+    python analyze.py report --workdir=runs/table4    # with the curve over N
+    python analyze.py outliers --workdir=runs/table4 --out=runs/table4/analysis
+    python analyze.py ablate --deltas runs/table4/stsb/outliers_256/deltas --out=runs/table4/analysis
 
 Expected, by the paper: outliers do better than random scalars of the same norms, and 4 a norm better than none.
 """

@@ -160,6 +160,7 @@ def corrupted(good, number):
     return len(text).to_bytes(8, "little") + text + good[8 + size :]
 
 
+@pytest.mark.slow
 def test_a_corrupted_file_is_refused_or_read_to_what_it_holds(tmp_path):
     """10,000 of them; none takes more memory than its size justifies."""
     deltas.write(tmp_path / "d", literal())
