@@ -1,4 +1,4 @@
-"""Tables from the folder of a study: `python analyze.py tables --workdir=runs/table1 [--out=DIR]`. Trains nothing."""
+"""What the folder of a study says: `python analyze.py tables --workdir=runs/table1 [--out=DIR]`. Trains nothing."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from lnflax.analysis import distributions
 from lnflax.analysis.comparison import Against
 from lnflax.analysis.curves import make_curves
 from lnflax.analysis.entries import Reading
@@ -68,6 +69,16 @@ def _tables(flags: argparse.Namespace) -> str:
     return make_tables(flags.workdir, flags.out, reading, flags.published, against)
 
 
+def _distributions(flags: argparse.Namespace) -> str:
+    wanted = distributions.Wanted(flags.task, flags.setting, flags.seed)
+    if flags.workdir is not None:
+        return distributions.of_study(flags.workdir, wanted, flags.out)
+    for name in ("task", "setting", "seed"):
+        if getattr(flags, name) is not None:
+            raise InputError(f"--{name}: --model does not read it; give --workdir")
+    return distributions.of_model(flags.model, flags.out)
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="analyze.py", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -97,6 +108,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="report another metric of a task, e.g. mrpc=accuracy",
     )
     tables.add_argument("--published", help="CSV of published numbers: setting,task,value[,std][,table]")
+
+    weights = commands.add_parser(
+        "distributions",
+        help="weights by module and block, before and after tuning (Figures 1 and 2)",
+        allow_abbrev=False,
+    )
+    weights.set_defaults(run=_distributions)
+    source = weights.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="the folder that train.py wrote")
+    source.add_argument("--model", help="a checkpoint alone: a hub id or a folder")
+    weights.add_argument("--task", help="the cells of this task (default all)")
+    weights.add_argument("--setting", help=f"the cells of this setting (default {distributions.SETTING})")
+    weights.add_argument("--seed", type=int, help="the run of this seed (default the first)")
+    weights.add_argument("--out", help="also write distributions.md, .csv and the figures distributions-*")
     return parser.parse_args(arguments)
 
 

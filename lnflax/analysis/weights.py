@@ -17,14 +17,14 @@ from lnflax import trained
 from lnflax.errors import InputError
 
 WIDTH = 2.0**-10  # of a bin; a power of two, so that values fall into bins exactly
-LIMIT = 8.0  # bins cover -LIMIT to LIMIT; the outer two hold what lies beyond
+LIMIT = 16.0  # bins cover -LIMIT to LIMIT; the outer two hold what lies beyond
 BINS = int(2 * LIMIT / WIDTH)
 CHUNK = 2**18  # scalars in float64 at a time
 SIGMAS = 3
 PROMINENCE = 0.1  # of the highest mode
 
 Leaves = Iterable[tuple[str, np.ndarray]]
-Pairs = Iterable[tuple[str, np.ndarray, np.ndarray]]  # path, before, after
+Pair = tuple[str, np.ndarray, np.ndarray]  # path, before, after
 
 
 class Place(NamedTuple):
@@ -89,7 +89,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Sample:
-    """The moments of some weights and how many lie in each bin, int64 `[BINS]`."""
+    """The moments of some weights and how many lie in each bin, int32 `[BINS]`."""
 
     moments: Moments
     counts: np.ndarray
@@ -126,9 +126,10 @@ def _measure(x: np.ndarray) -> Sample:
     mean = float(x.mean())
     d = x - mean
     d2 = d * d
-    moments = Moments(x.size, mean, d2.sum().item(), d2 @ d, d2 @ d2, x.min().item(), x.max().item())
+    m2, m3, m4 = (float(np.sum(power)) for power in (d2, d2 * d, d2 * d2))
+    moments = Moments(x.size, mean, m2, m3, m4, float(x.min()), float(x.max()))
     bins = np.clip(np.floor(x / WIDTH) + BINS // 2, 0, BINS - 1).astype(np.int64)
-    return Sample(moments, np.bincount(bins, minlength=BINS))
+    return Sample(moments, np.bincount(bins, minlength=BINS).astype(np.int32))
 
 
 def beyond(leaf: np.ndarray, moments: Moments) -> int:
@@ -190,11 +191,17 @@ def modes(counts: np.ndarray) -> list[float]:
     return x[peaks].tolist()
 
 
+def outside(own: Sample) -> np.ndarray:
+    """The centres of the bins that hold weights and lie more than `SIGMAS` standard deviations from the mean."""
+    x = (np.flatnonzero(own.counts) - BINS // 2 + 0.5) * WIDTH
+    return x[np.abs(x - own.moments.mean) > SIGMAS * own.moments.std]
+
+
 class Moved(NamedTuple):
     """A scalar that tuning has changed: its leaf, its place there (kernels are `[in, out]`), its two values."""
 
     path: str
-    index: tuple[int, ...]
+    at: tuple[int, ...]
     before: float
     after: float
 
@@ -208,24 +215,23 @@ class Change:
     largest: tuple[Moved, ...]
 
 
-def compare(pairs: Pairs, most: int = 20) -> Change:
+def compare(pairs: Iterable[Pair], most: int = 20) -> Change:
     """The change of all leaves, of which `most` scalars are named; a leaf that is the same object has not changed."""
     squares: dict[Place, np.ndarray] = {}  # of the difference, and of before
     largest: list[Moved] = []
     for path, before, after in pairs:
-        moved = after is not before
         difference = sum(float(np.sum((a - b) ** 2)) for a, b in zip(chunks(after), chunks(before), strict=True))
         own = np.array([difference, sum(float(x @ x) for x in chunks(before))])
         for where in around(place(path)):
             squares[where] = squares.get(where, 0) + own
-        if moved:
+        if after is not before:
             largest = sorted([*largest, *_farthest(path, before, after, most)], key=_distance)[:most]
     relative = {where: float(np.sqrt(d / b)) if b else None for where, (d, b) in squares.items()}
     return Change(relative, tuple(largest))
 
 
 def _distance(own: Moved) -> tuple[float, str, tuple[int, ...]]:
-    return (-abs(own.after - own.before), own.path, own.index)
+    return (-abs(own.after - own.before), own.path, own.at)
 
 
 def _farthest(path: str, before: np.ndarray, after: np.ndarray, most: int) -> Iterator[Moved]:
@@ -233,5 +239,5 @@ def _farthest(path: str, before: np.ndarray, after: np.ndarray, most: int) -> It
     count = min(most, distance.size)
     for flat in np.argpartition(distance, distance.size - count)[distance.size - count :]:
         if distance[flat]:
-            index = tuple(int(i) for i in np.unravel_index(flat, before.shape))
-            yield Moved(path, index, float(before[index]), float(after[index]))
+            at = tuple(int(i) for i in np.unravel_index(flat, before.shape))
+            yield Moved(path, at, float(before[at]), float(after[at]))
