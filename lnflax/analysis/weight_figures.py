@@ -25,6 +25,8 @@ TITLES = {
     "ln_f": "LN_f",
 }
 TUNED = COLOURS[0]
+PALE = "#d0d0d0"
+FAINT = 0.004  # of the highest density
 SMOOTHED = "Densities are histograms smoothed as the table's note says; each is as it counts modes."
 
 
@@ -57,7 +59,9 @@ def _distributions(before: Summaries, after: Summaries | None, suffix: str, abou
         "Weights of each kind of module over all blocks, both leaves together (a LayerNorm's scale and bias, a dense "
         f"layer's kernel and bias); the axis of the density is logarithmic. {SMOOTHED} {about}",
     )
-    ridges = f"Each is drawn as high as the others; ticks are bins that hold weights beyond 3 σ. {SMOOTHED} {about}"
+    ridges = (
+        f"Every ridge is drawn as high as the others; ticks are bins that hold weights beyond 3 σ. {SMOOTHED} {about}"
+    )
     norms = [Place(kind, part) for kind in NORMS for part in PARTS]
     yield Figure(
         f"distributions-norms{suffix}",
@@ -76,9 +80,9 @@ def _modules(before: Summaries, after: Summaries | None) -> Canvas:
     for number, (kind, axes) in enumerate(zip(MODULES, canvas.subplots(2, 4).flat, strict=True)):
         own = before[Place(kind)]
         x, y = weights.density(own.counts)
-        axes.fill_between(x, y, color=GREY, alpha=0.35, linewidth=0, label="before")
+        axes.fill_between(x, y, facecolor=PALE, edgecolor=GREY, linewidth=0.3)
         if after is not None:
-            axes.plot(*weights.density(after[Place(kind)].counts), color=TUNED, label="after")
+            axes.plot(*weights.density(after[Place(kind)].counts), color=TUNED, linewidth=0.7)
         axes.set_yscale("log")
         # Below a single scalar's share of a bin there is only the smoothing's tail.
         axes.set_ylim(bottom=min(0.05 / (own.moments.count * weights.WIDTH), y.max() / 1e3))
@@ -88,8 +92,16 @@ def _modules(before: Summaries, after: Summaries | None) -> Canvas:
         if number >= 4:
             axes.set_xlabel("weight")
     if after is not None:
-        canvas.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2)
+        _legend(canvas)
     return canvas
+
+
+def _legend(canvas: Canvas) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    handles = [Patch(facecolor=PALE, edgecolor=GREY, label="before"), Line2D([], [], color=TUNED, label="after")]
+    canvas.legend(handles=handles, loc="outside upper right", ncols=2)
 
 
 def _ridges(before: Summaries, after: Summaries | None, columns: Sequence[Place]) -> Canvas:
@@ -98,9 +110,7 @@ def _ridges(before: Summaries, after: Summaries | None, columns: Sequence[Place]
     for number, (column, axes) in enumerate(zip(columns, canvas.subplots(2, 3).flat, strict=True)):
         for block in rows:
             where = Place(column.kind, column.part, block)
-            _ridge(axes, before[where], -block, GREY, fill=True)
-            if after is not None:
-                _ridge(axes, after[where], -block, TUNED, fill=False)
+            _ridge(axes, before[where], after[where] if after is not None else None, -block)
         axes.set_title(f"{TITLES[column.kind]} {_part(column)}".strip())
         axes.set_yticks([-block for block in rows], map(str, rows))
         axes.tick_params(axis="y", length=0)
@@ -109,6 +119,8 @@ def _ridges(before: Summaries, after: Summaries | None, columns: Sequence[Place]
             axes.set_ylabel("block")
         if number >= 3:
             axes.set_xlabel("weight")
+    if after is not None:
+        _legend(canvas)
     return canvas
 
 
@@ -116,41 +128,47 @@ def _part(column: Place) -> str:
     return "scale and bias" if column.kind in NORMS and column.part is None else column.part or ""
 
 
-def _ridge(axes: Any, own: Summary, base: float, colour: str, *, fill: bool) -> None:
-    x, y = weights.density(own.counts)
-    y = base + 0.85 * y / y.max()
-    if fill:
-        axes.fill_between(x, base, y, color=colour, alpha=0.35, linewidth=0)
-    else:
-        axes.plot(x, y, color=colour, linewidth=0.7)
+def _ridge(axes: Any, before: Summary, after: Summary | None, base: float) -> None:
+    x, y = weights.density(before.counts)
+    tuned = weights.density(after.counts) if after is not None else None
+    scale = 0.85 / max(y.max(), tuned[1].max() if tuned else 0)
+    axes.fill_between(x, base, base + scale * y, color=PALE, linewidth=0)
+    _ticks(axes, before, base, INK)
+    if after is not None and tuned:
+        # Along the base line an outline says nothing.
+        shown = np.where(tuned[1] > FAINT * tuned[1].max(), base + scale * tuned[1], np.nan)
+        axes.plot(tuned[0], shown, color=TUNED, linewidth=0.7)
+        _ticks(axes, after, base - 0.12, TUNED)
+
+
+def _ticks(axes: Any, own: Summary, height: float, colour: str) -> None:
     far = weights.outside(own)
-    axes.plot(far, np.full(len(far), base), "|", color=INK if fill else colour, markersize=2.5, markeredgewidth=0.4)
+    axes.plot(far, np.full(len(far), height), "|", color=colour, markersize=2.5, markeredgewidth=0.4)
 
 
 def _change(change: Change) -> Canvas:
+    from matplotlib.colors import LogNorm
+
     rows = weight_tables.blocks(change.relative)
     values = 100 * np.array([[_value(change.relative, column, block) for column in COLUMNS] for block in rows])
+    moved = values[values > 0]
+    norm = LogNorm(moved.min(), max(moved.max(), 1.01 * moved.min())) if len(moved) else LogNorm()
     canvas = new_canvas(WIDTH, 1.3 + 0.2 * len(rows))
     axes = canvas.subplots()
-    image = axes.imshow(values, cmap="Blues", aspect="auto", vmin=0)
-    middle = np.nanmax(values, initial=0) / 2
+    image = axes.imshow(np.ma.masked_less_equal(values, 0), cmap="Blues", aspect="auto", norm=norm)
     for (row, column), value in np.ndenumerate(values):
         if np.isfinite(value):
-            axes.text(
-                column,
-                row,
-                f"{value:.2g}" if value < 99.5 else f"{value:.0f}",
-                ha="center",
-                va="center",
-                fontsize=6,
-                color="white" if value > middle else INK,
-            )
+            dark = value > 0 and norm(value) > 0.55
+            look: Any = {"ha": "center", "va": "center", "fontsize": 6, "color": "white" if dark else INK}
+            axes.text(column, row, f"{value:.2g}" if value < 99.5 else f"{value:.0f}", **look)
     names = [f"{TITLES[column.kind]} {_part(column)}".strip() for column in COLUMNS]
     axes.set_xticks(range(len(COLUMNS)), names, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), map(str, rows))
     axes.tick_params(length=0)
+    axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_ylabel("block")
-    canvas.colorbar(image, ax=axes, label="relative change, %", fraction=0.04)
+    if len(moved):
+        canvas.colorbar(image, ax=axes, label="relative change, %", fraction=0.04).outline.set_visible(False)
     return canvas
 
 
