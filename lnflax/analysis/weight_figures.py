@@ -26,7 +26,7 @@ TITLES = {
 }
 TUNED = COLOURS[0]
 PALE = "#d0d0d0"
-FAINT = 0.004  # of the highest density
+FAINT = 0.03  # of the highest density
 SMOOTHED = "Densities are histograms smoothed as the table's note says; each is as it counts modes."
 
 
