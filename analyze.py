@@ -1,4 +1,4 @@
-"""Tables from the folder of a study: `python analyze.py tables --workdir=runs/table1 [--out=DIR]`. Trains nothing."""
+"""What the folder of a study says: `python analyze.py tables --workdir=runs/table1 [--out=DIR]`. Trains nothing."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _ablate(flags: argparse.Namespace) -> str:
         raise InputError("--draws: 0; allowed are whole numbers from 1")
     if trouble := process.set_up():
         sys.stderr.write(f"warning: {trouble}\n")
-    from lnflax.analysis.ablation_views import make_ablation
+    from lnflax.analysis.ablation_views import make_ablation  # with JAX, after it has been set up
 
     return make_ablation(flags.deltas, list(dict.fromkeys(flags.counts)), flags.draws, flags.out)
 
@@ -84,6 +84,18 @@ def _tables(flags: argparse.Namespace) -> str:
     margin = {} if flags.margin is None else {"margin": flags.margin}
     against = None if flags.reference is None else Against(flags.reference, **margin)
     return make_tables(flags.workdir, flags.out, reading, flags.published, against)
+
+
+def _distributions(flags: argparse.Namespace) -> str:
+    from lnflax.analysis import distributions  # with JAX, which tables have no use for
+
+    wanted = distributions.Wanted(flags.task, flags.setting, flags.seed)
+    if flags.workdir is not None:
+        return distributions.of_study(flags.workdir, wanted, flags.out)
+    for name in ("task", "setting", "seed"):
+        if getattr(flags, name) is not None:
+            raise InputError(f"--{name}: --model does not read it; give --workdir")
+    return distributions.of_model(flags.model, flags.out)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -133,6 +145,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     ablation.add_argument("--draws", type=_count, default=5, help="draws of as many random scalars (default 5)")
     ablation.add_argument("--out", help="also write ablation-TASK-SETTING as .md, .csv and a figure")
+    weights = commands.add_parser(
+        "distributions",
+        help="weights by module and block, before and after tuning (Figures 1 and 2)",
+        allow_abbrev=False,
+    )
+    weights.set_defaults(run=_distributions)
+    source = weights.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="the folder that train.py wrote")
+    source.add_argument("--model", help="a checkpoint alone: a hub id or a folder")
+    weights.add_argument("--task", help="the cells of this task (default all)")
+    weights.add_argument("--setting", help="the cells of this setting (default full)")
+    weights.add_argument("--seed", type=int, help="the run of this seed (default the first)")
+    weights.add_argument("--out", help="also write distributions.md, .csv and the figures distributions-*")
     return parser.parse_args(arguments)
 
 

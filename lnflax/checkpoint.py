@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
 
 from lnflax import bert, hub, rules, sources
 from lnflax.bert import BertConfig
@@ -89,8 +89,46 @@ def read_config(folder: Path, *, pooling: str, num_outputs: int, dtype: str) -> 
     return config
 
 
-def read_body(folder: Path, config: BertConfig) -> dict[str, np.ndarray]:
-    """The body's parameters, float32 by path (`bert/…`), exactly those that the head uses.
+class Body(Mapping[str, np.ndarray]):
+    """The leaves of a body by path, in path order; each is read from the file when it is asked for, and not kept."""
+
+    def __init__(self, file: Path, names: Mapping[str, str]) -> None:
+        """`names` gives the foreign name of each path."""
+        self._file, self._names = file, dict(sorted(names.items()))
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        """float32, C-contiguous, kernels as `[in, out]`.
+
+        Raises:
+            KeyError: the body has no such path.
+            InputError: the file is damaged, or no longer there.
+        """
+        name = self._names[path]
+        # Opened for each leaf: pages of a mapped file count as this process's memory until it is closed.
+        with _opened(self._file) as file:
+            value = np.asarray(file.get_tensor(name), np.float32)
+        return np.ascontiguousarray(value.T) if path.endswith("/kernel") else value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="np") as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"model.name: {path} is damaged or no safetensors file: {error}") from error
+
+
+def open_body(folder: Path, config: BertConfig) -> Body:
+    """The body's parameters (`bert/…`), exactly those that the head uses, to be read one at a time.
 
     A pooler is read where the pooling needs one and may be absent elsewhere.
 
@@ -100,10 +138,8 @@ def read_body(folder: Path, config: BertConfig) -> dict[str, np.ndarray]:
     path = folder / "model.safetensors"
     if not path.is_file():
         raise InputError(f"model.name: {folder} has no model.safetensors (other formats are not read)")
-    try:
-        foreign = load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"model.name: {path} is damaged or no safetensors file: {error}") from error
+    with _opened(path) as file:
+        foreign = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     ours = {name: to_path(name) for name in foreign if not re.fullmatch(f"{BUFFERS}|{HEADS}", name)}
     if config.pooling != "pooler":
         ours = {name: own for name, own in ours.items() if not own.startswith("bert/pooler/")}
@@ -118,15 +154,20 @@ def read_body(folder: Path, config: BertConfig) -> dict[str, np.ndarray]:
     first = {own: name for name, own in reversed(ours.items())}
     if twice := [(first[own], name) for name, own in ours.items() if first[own] != name]:
         raise InputError(f"model.name: {path} has a parameter twice: {twice[0][0]!r} and {twice[0][1]!r}")
-    body = {}
     for name, own in ours.items():
-        value = np.asarray(foreign[name], np.float32)
-        kernel = own.endswith("/kernel")  # `[out, in]` there
-        wanted = shapes[own][::-1] if kernel else shapes[own]
-        if value.shape != wanted:
-            raise InputError(f"model.name: {path}: {name!r} has shape {value.shape}, config.json says {wanted}")
-        body[own] = np.ascontiguousarray(value.T) if kernel else value
-    return dict(sorted(body.items()))
+        wanted = shapes[own][::-1] if own.endswith("/kernel") else shapes[own]  # `[out, in]` there
+        if foreign[name] != wanted:
+            raise InputError(f"model.name: {path}: {name!r} has shape {foreign[name]}, config.json says {wanted}")
+    return Body(path, first)
+
+
+def read_body(folder: Path, config: BertConfig) -> dict[str, np.ndarray]:
+    """All of `open_body`, float32 by path.
+
+    Raises:
+        InputError: as there.
+    """
+    return dict(open_body(folder, config))
 
 
 def to_path(name: str) -> str:
@@ -142,10 +183,13 @@ def to_path(name: str) -> str:
     return "/".join(["bert", *module, leaf])
 
 
-def body_sha256(body: dict[str, np.ndarray]) -> str:
-    """The body's identity: in path order the UTF-8 path, then its values as little-endian float32 in C order."""
+def body_sha256(body: Mapping[str, np.ndarray]) -> str:
+    """The body's identity: in path order the UTF-8 path, then its values as little-endian float32 in C order.
+
+    Each leaf is asked for once, and let go before the next.
+    """
     sha = hashlib.sha256()
     for path in sorted(body):
         sha.update(path.encode())
-        sha.update(np.ascontiguousarray(body[path], "<f4").tobytes())
+        sha.update(np.ascontiguousarray(body[path], "<f4").data)
     return sha.hexdigest()

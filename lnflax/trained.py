@@ -71,10 +71,10 @@ def report(
     """
     flat_masks = [rules.flatten(mask) for mask in masks]
     parameters = _parameters(params, labels, flat_masks, len(seeds))
-    head = [parameter for parameter in parameters if _group(parameter["path"]) == "classifier"]
-    body = [parameter for parameter in parameters if _group(parameter["path"]) != "classifier"]
+    head = [parameter for parameter in parameters if group(parameter["path"]) == "classifier"]
+    body = [parameter for parameter in parameters if group(parameter["path"]) != "classifier"]
     body_size, trained = _size(body), _one(_count(body, len(seeds)))
-    idle_norm = [p for p in body if _group(p["path"]) == "embeddings_norm" and p["label"] == "frozen"]
+    idle_norm = [p for p in body if group(p["path"]) == "embeddings_norm" and p["label"] == "frozen"]
 
     def share(count: int) -> dict[str, Any]:
         return {"trained": count, "ratio": count / body_size}
@@ -113,7 +113,8 @@ def _parameters(params: Tree, labels: Tree, masks: list[dict[str, Any]], seeds: 
     return parameters
 
 
-def _group(path: str) -> str:
+def group(path: str) -> str:
+    """The kind of module that a parameter belongs to, one of `GROUPS`."""
     return next(name for name, pattern in GROUPS.items() if re.fullmatch(pattern, path))
 
 
@@ -121,7 +122,7 @@ def _groups(parameters: Parameters, seeds: int) -> dict[str, list[int]]:
     """Trained scalars by kind, a count a seed; kinds that the model does not have are left out."""
     members: dict[str, Parameters] = {}
     for parameter in parameters:
-        members.setdefault(_group(parameter["path"]), []).append(parameter)
+        members.setdefault(group(parameter["path"]), []).append(parameter)
     return {name: _count(members[name], seeds) for name in GROUPS if name in members}
 
 
@@ -145,7 +146,7 @@ def _reachable(
 ) -> list[int] | None:
     counts = _count(body, seeds)
     for parameter in body:
-        path, name = parameter["path"], _group(parameter["path"])
+        path, name = parameter["path"], group(parameter["path"])
         if name not in EMBEDDINGS or not any(parameter["trained"]):
             continue
         used = seen.get(name)
@@ -180,7 +181,7 @@ def terminal_table(reports: Iterable[Mapping[str, Any]]) -> Group:
 
 
 def _row(given: Mapping[str, Any]) -> list[str]:
-    body = [parameter for parameter in given["parameters"] if _group(parameter["path"]) != "classifier"]
+    body = [parameter for parameter in given["parameters"] if group(parameter["path"]) != "classifier"]
     leaves = sum(parameter["label"] != "frozen" for parameter in body)
     return [
         str(leaves),

