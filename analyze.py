@@ -1,4 +1,7 @@
-"""Tables from the folder of a study: `python analyze.py tables --workdir=runs/table1 [--out=DIR]`. Trains nothing."""
+"""Tables and figures from the folder of a study: `python analyze.py tables --workdir=runs/table1 [--out=DIR]`.
+
+It trains nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from lnflax.analysis.comparison import Against
 from lnflax.analysis.curves import make_curves
 from lnflax.analysis.entries import Reading
 from lnflax.analysis.grids import make_grids
+from lnflax.analysis.outliers import COUNT, make_outliers
 from lnflax.analysis.tables import make_tables
 from lnflax.errors import InputError
 from lnflax.selection import HOW
@@ -68,6 +72,10 @@ def _tables(flags: argparse.Namespace) -> str:
     return make_tables(flags.workdir, flags.out, reading, flags.published, against)
 
 
+def _outliers(flags: argparse.Namespace) -> str:
+    return make_outliers(flags.workdir, flags.model, flags.out, flags.count, flags.task, flags.setting)
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = _Parser(prog="analyze.py", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
@@ -97,6 +105,19 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="report another metric of a task, e.g. mrpc=accuracy",
     )
     tables.add_argument("--published", help="CSV of published numbers: setting,task,value[,std][,table]")
+
+    outliers = commands.add_parser(
+        "outliers", help="the outliers of each LayerNorm, and how far a study moved them", allow_abbrev=False
+    )
+    outliers.set_defaults(run=_outliers)
+    outliers.add_argument("--workdir", help="the folder that train.py wrote: its checkpoint and its deltas")
+    outliers.add_argument("--model", help="a checkpoint folder or hub id, in place of --workdir")
+    outliers.add_argument("--task", help="read the deltas of this task alone")
+    outliers.add_argument("--setting", help="read the deltas of this setting alone")
+    outliers.add_argument(
+        "--count", type=int, default=COUNT, help="how many scalars of each LayerNorm the rules choose (default 16)"
+    )
+    outliers.add_argument("--out", help="also write outliers-….md, .csv and the figures there")
     return parser.parse_args(arguments)
 
 
