@@ -12,7 +12,8 @@ from lnflax.analysis.figures import COLOURS, GREY, INK, WIDTH, Figure, new_canva
 from lnflax.analysis.outlier_choice import KINDS, LEAVES, SIGMAS, Outliers
 from lnflax.analysis.outlier_moves import Move
 
-SHOWN_RULES = ("pooled", "each", "3σ pooled")  # scale and bias alone are drawn as the two halves of each
+# The rules of each panel; scale and bias alone are much like the two halves of each.
+PANELS = {"pooled": ("pooled",), "each": ("each",), "3σ, scale and bias apart": ("3σ scale", "3σ bias")}
 DIMENSIONS = 20
 FOLLOWED = 3  # dimensions drawn as lines
 BLANK = "#F2F2F2"
@@ -32,18 +33,21 @@ def _recurrence(outliers: Outliers, about: str) -> Figure:
     from matplotlib.colors import ListedColormap
     from matplotlib.patches import Patch
 
-    dims, names = outlier_choice.top(outliers, DIMENSIONS), [norm.name for norm in outliers.norms]
+    dims, order = outlier_choice.top(outliers, DIMENSIONS), _by_kind(outliers)
+    names = [outliers.norms[i].name for i in order]
     canvas = new_canvas(WIDTH, 1.3 + 0.13 * len(names))
-    panels = canvas.subplots(1, len(SHOWN_RULES), sharey=True)
+    panels = canvas.subplots(1, len(PANELS), sharey=True)
     colours = ListedColormap([BLANK, SCALE, BIAS, BOTH])
-    for panel, rule in zip(panels, SHOWN_RULES, strict=True):
-        scale, bias = np.moveaxis(outliers.chosen[rule][:, :, dims], 1, 0)
+    for panel, (title, own) in zip(panels, PANELS.items(), strict=True):
+        chosen = np.any([outliers.chosen[rule] for rule in own], axis=0)
+        scale, bias = np.moveaxis(chosen[order][:, :, dims], 1, 0)
         panel.pcolormesh(scale + 2 * bias, cmap=colours, vmin=0, vmax=3, edgecolors="white", linewidth=0.6)
         panel.set_xticks(np.arange(len(dims)) + 0.5, [str(d) for d in dims], rotation=90, fontsize=6)
         panel.set_yticks(np.arange(len(names)) + 0.5, names, fontsize=6)
         panel.tick_params(length=0)
         panel.spines[:].set_visible(False)
-        panel.set_title(rule)
+        panel.axhline(sum(outliers.norms[i].kind == "a" for i in order), color=INK, linewidth=0.6)
+        panel.set_title(title)
     panels[0].invert_yaxis()
     panels[0].set_ylabel("LayerNorm")
     canvas.supxlabel("dimension, most often chosen first", fontsize=8)
@@ -51,22 +55,28 @@ def _recurrence(outliers: Outliers, about: str) -> Figure:
     canvas.legend(handles=keys, loc="outside upper center", ncols=len(keys))
     caption = (
         f"The {len(dims)} dimensions that are outliers of most LayerNorms, summed over all rules, and where each rule "
-        "chooses them: by their scale, by their bias, or both. 1a is the attention's LayerNorm of the first block, 1f "
-        "its feed-forward's. pooled: the scalars farthest from the mean of scale and bias together; each: half of "
-        "them of scale and half of bias, by a mean of their own; 3σ pooled: all farther than 3 standard deviations "
-        f"from the pooled mean. {about}"
+        "chooses them: by their scale, by their bias, or both. Above, the attention's LayerNorms, by block; below, the "
+        "feed-forward's. pooled: the scalars farthest from the mean of scale and bias together; each: half of them of "
+        "scale and half of bias, by a mean of their own; 3σ: all farther than 3 standard deviations from the mean of "
+        f"their own kind. {about}"
     )
     return Figure("outliers-recurrence", canvas, caption)
 
 
+def _by_kind(outliers: Outliers) -> list[int]:
+    """The places of the attention's LayerNorms, then of the feed-forward's: what the two have is unlike."""
+    return sorted(range(len(outliers.norms)), key=lambda i: (outliers.norms[i].kind, i))
+
+
 def _values(outliers: Outliers, about: str) -> Figure:
     """Every scalar over depth, those that are chosen, and the dimensions that recur most as lines."""
-    dims, names = outlier_choice.top(outliers, FOLLOWED), [norm.name for norm in outliers.norms]
-    canvas, places = new_canvas(WIDTH, 4.2), np.arange(len(names))
+    dims, order = outlier_choice.top(outliers, FOLLOWED), _by_kind(outliers)
+    second = np.array([outliers.norms[i].kind == "f" for i in order])
+    canvas, places = new_canvas(WIDTH, 4.2), np.arange(len(order)) + 0.6 * second
     panels = canvas.subplots(len(LEAVES), 1, sharex=True)
     spread = np.linspace(-0.25, 0.25, outliers.width)
     for leaf, (panel, name) in enumerate(zip(panels, LEAVES, strict=True)):
-        values, chosen = outliers.values[:, leaf], outliers.chosen["pooled"][:, leaf]
+        values, chosen = outliers.values[order, leaf], outliers.chosen["pooled"][order, leaf]
         at = places[:, None] + spread
         # Thousands of dots are one picture inside the vectors.
         panel.scatter(at[~chosen], values[~chosen], s=2, color=GREY, alpha=0.35, linewidths=0, rasterized=True)
@@ -75,11 +85,12 @@ def _values(outliers: Outliers, about: str) -> Figure:
         for place, middle, far in zip(places, mean, SIGMAS * std, strict=True):
             panel.hlines([middle - far, middle + far], place - 0.35, place + 0.35, color=GREY, linewidth=0.7)
         for dimension, colour in zip(dims, COLOURS, strict=False):
-            own = places + spread[dimension]
-            panel.plot(own, values[:, dimension], color=colour, linewidth=0.9, label=f"dimension {dimension}")
+            own, label = places + spread[dimension], f"dimension {dimension}"
+            for part, shown in ((~second, label), (second, None)):
+                panel.plot(own[part], values[part, dimension], color=colour, linewidth=0.9, label=shown)
         panel.set_ylabel(name)
-    panels[-1].set_xticks(places, names)
-    panels[-1].set_xlabel("LayerNorm")
+    panels[-1].set_xticks(places, [outliers.norms[i].name for i in order])
+    panels[-1].set_xlabel("LayerNorm: of the attention (a) and of the feed-forward (f) of each block")
     handles, labels = panels[0].get_legend_handles_labels()
     canvas.legend(handles, labels, loc="outside upper center", ncols=len(labels))
     caption = (

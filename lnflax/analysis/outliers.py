@@ -146,8 +146,9 @@ def _dimensions(outliers: Outliers) -> Table:
     note = (
         "1a is the attention's LayerNorm of the first block, 1f its feed-forward's. 308s is the scale of dimension "
         "308, 308b its bias, 308sb both; dimensions count from 0. pooled, scale, bias: the scalars farthest from the "
-        "mean, among scale and bias together or one of them; each: half of either's own. 3σ: all that are farther "
-        "from the mean than 3 standard deviations of the same scalars."
+        "mean, among scale and bias together or one of them; each: half of them of scale and half of bias, by a mean "
+        "of their own. 3σ: all that are farther from the mean than 3 standard deviations of the same scalars. A pooled "
+        "mean lies between the scales and the biases: small scales and positive biases are near it."
     )
     grid = Grid(("norm", "rule", "scales", "biases", "dimensions"), tuple(rows), names=5)
     fields = ("block", "norm", "rule", "dimension", "leaf", "value")
@@ -179,8 +180,8 @@ def _recurrence(outliers: Outliers) -> Table:
     note = (
         f"In how many of the {len(outliers.norms)} LayerNorms a dimension is chosen, by its scale, its bias or both; "
         f"the {TOP} dimensions with the largest sum over the rules. By chance: as many scales and biases of each "
-        "LayerNorm, drawn at random. From the rare count on: by chance, some dimension or other reaches that count with "
-        f"a probability of at most {outlier_choice.RARE}."
+        "LayerNorm, drawn at random. From the rare count on: by chance, some dimension or other reaches it with a "
+        f"probability of at most {outlier_choice.RARE}."
     )
     fields = ("dimension", "rule", "norms", "expected", "rare_from")
     records = [
