@@ -16,7 +16,6 @@ from lnflax.analysis.comparison import Against
 from lnflax.analysis.curves import make_curves
 from lnflax.analysis.entries import Reading
 from lnflax.analysis.grids import make_grids
-from lnflax.analysis.outliers import COUNT, make_outliers
 from lnflax.analysis.tables import make_tables
 from lnflax.errors import InputError
 from lnflax.selection import HOW
@@ -73,7 +72,11 @@ def _tables(flags: argparse.Namespace) -> str:
 
 
 def _outliers(flags: argparse.Namespace) -> str:
-    return make_outliers(flags.workdir, flags.model, flags.out, flags.count, flags.task, flags.setting)
+    from lnflax.analysis.outliers import make_outliers  # jax takes a second, which tables are spared
+
+    names = ("workdir", "model", "out", "count", "task", "setting")
+    given = {name: getattr(flags, name) for name in names}
+    return make_outliers(**{name: value for name, value in given.items() if value is not None})
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -114,9 +117,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     outliers.add_argument("--model", help="a checkpoint folder or hub id, in place of --workdir")
     outliers.add_argument("--task", help="read the deltas of this task alone")
     outliers.add_argument("--setting", help="read the deltas of this setting alone")
-    outliers.add_argument(
-        "--count", type=int, default=COUNT, help="how many scalars of each LayerNorm the rules choose (default 16)"
-    )
+    outliers.add_argument("--count", type=int, help="how many scalars of each LayerNorm the rules choose (default 16)")
     outliers.add_argument("--out", help="also write outliers-….md, .csv and the figures there")
     return parser.parse_args(arguments)
 

@@ -257,8 +257,8 @@ def rows(text, start):
 
 def test_movement_over_seeds(workdir):
     text = make_outliers(workdir, count=4)
-    found = {(row[3], row[4]): row[5:9] for row in rows(text, "rte ")}
-    assert found["pooled", "a"] == found["pooled", "f"] == ["2", "0.75 ± 0.35", "0.25 ± 0", "3 ± 1.4"]
+    found = {(row[3], row[4]): row[5:10] for row in rows(text, "rte ")}
+    assert found["pooled", "a"] == found["pooled", "f"] == ["2", "16 / 80", "0.75 ± 0.35", "0.25 ± 0", "3 ± 1.4"]
     assert len(found) == 8
     assert "Without deltas (train them with --config.save_deltas=best): rte/full." in text
     assert "No LayerNorm of a block is in the deltas of rte/frozen." in text
@@ -269,7 +269,7 @@ def test_movement_over_seeds(workdir):
 def test_one_seed_has_no_deviation(workdir, model):
     cell(workdir, "rte", "ln_a", [moved(model, 0.5, 0.25, setting="ln_a")])
     text = make_outliers(workdir, count=4, setting="ln_a")
-    assert rows(text, "rte ")[0][5:9] == ["1", "0.5", "0.25", "2"]
+    assert rows(text, "rte ")[0][5:10] == ["1", "8 / 40", "0.5", "0.25", "2"]
 
 
 def test_a_damaged_delta_is_told_of_and_left_out(workdir):

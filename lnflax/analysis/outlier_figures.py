@@ -107,7 +107,7 @@ def _movement(moves: Sequence[Move], about: str) -> Figure:
 
     cells = list(dict.fromkeys(f"{move.task}  {move.setting}" for move in moves))
     rules = list(dict.fromkeys(move.rule for move in moves))
-    canvas = new_canvas(WIDTH, 1.4 + 0.36 * len(cells))
+    canvas = new_canvas(WIDTH, 1.3 + 0.28 * len(cells))
     panels: Any = canvas.subplots(1, len(rules), sharex=True, sharey=True, squeeze=False)[0]
     for (task, setting, rule, kind), own in outlier_moves.by_cell(moves).items():
         panel, colour = panels[rules.index(rule)], COLOURS[list(KINDS).index(kind)]
@@ -122,8 +122,11 @@ def _movement(moves: Sequence[Move], about: str) -> Figure:
                 panel.plot(np.mean(known), place + shift, "o", markersize=3.6, color=colour, markerfacecolor=inside)
     for panel, rule in zip(panels, rules, strict=True):
         panel.axvline(1, color=GREY, linewidth=0.7, zorder=0)
-        panel.set_xscale("log")
+        for between in np.arange(len(cells) - 1) + 0.5:
+            panel.axhline(between, color=BLANK, linewidth=0.8, zorder=0)
+        panel.tick_params(axis="y", length=0)
         panel.set_title(rule)
+    _log_ticks(panels[0], [value for move in moves for value in (move.ratio, move.relative_ratio) if value])
     panels[0].set_yticks(range(len(cells)), cells)
     panels[0].set_ylim(len(cells) - 0.5, -0.5)
     canvas.supxlabel("distance moved, outliers over others", fontsize=8)
@@ -138,9 +141,22 @@ def _movement(moves: Sequence[Move], about: str) -> Figure:
     caption = (
         "How many times as far training moved the outliers as the other scalars that the rule chose them among, mean "
         "|after - before| of those that the setting trains; hollow: of distances over the mean |before| of the same "
-        f"scalars. Dots are means over seeds, lines reach from the smallest to the largest. Runs: {told}. {about}"
+        f"scalars. Dots are means over seeds, lines reach from the smallest to the largest; what has no ratio is left out. "
+        f"Runs: {told}. {about}"
     )
     return Figure("outliers-movement", canvas, caption)
+
+
+def _log_ticks(panel: Any, values: Sequence[float]) -> None:
+    """A logarithmic axis around 1 with plain numbers, few enough to be read."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    low, high = min(0.3, *values), max(3, *values)
+    panel.set_xscale("log")
+    panel.set_xlim(low / 1.3, high * 1.3)
+    panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0) if high < 1000 * low else (1.0,)))
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    panel.xaxis.set_minor_locator(NullLocator())
 
 
 def _told(run: tuple[Any, ...], runs: Sequence[tuple[Any, ...]]) -> str:

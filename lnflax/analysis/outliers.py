@@ -229,15 +229,16 @@ MOVE_FIELDS = (
 def _movement(moves: Moves) -> Table:
     """How far outliers moved against the others, over seeds."""
     header = (
-        *("task", "setting", "rate", "rule", "norms", "seeds", "outliers", "others", "ratio"),
+        *("task", "setting", "rate", "rule", "norms", "seeds", "scalars", "outliers", "others", "ratio"),
         *("outliers, relative", "others, relative", "ratio, relative"),
     )
     grid = Grid(header, tuple(_move_row(own) for own in outlier_moves.by_cell(moves.found).values()), names=5)
     note = (
         "Mean |after - before| of the outliers and of the other scalars that the rule chose them among, of those that "
         "the setting trains, over the attention's (a) or the feed-forward's (f) LayerNorms; relative: over the mean "
-        "|before| of the same scalars. Mean ± sample deviation over the seeds at the selected rate; a ratio is of one "
-        f"seed's own numbers, and {wording.MISSING} where no others train, or none moved."
+        "|before| of the same scalars. scalars: how many outliers and others, of all seeds. Mean ± sample deviation "
+        "over the seeds at the selected rate; a ratio is of one seed's own numbers, and "
+        f"{wording.MISSING} where no others train, or none moved."
     )
     records = [
         (
@@ -258,7 +259,8 @@ def _move_row(own: list[Move]) -> tuple[str, ...]:
         [move.relative_ratio for move in own],
     )
     about = (first.task, first.setting, f"{first.learning_rate:g}", first.rule, first.kind, str(len(own)))
-    return (*about, *(_spread(selection.summary(values)) for values in columns))
+    scalars = (str(sum(part.scalars for part in parts)) for parts in zip(*(move[-2:] for move in own), strict=True))
+    return (*about, " / ".join(scalars), *(_spread(selection.summary(values)) for values in columns))
 
 
 def _spread(summary: Mapping[str, Any]) -> str:
