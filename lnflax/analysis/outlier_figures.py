@@ -139,9 +139,9 @@ def _movement(moves: Sequence[Move], about: str) -> Figure:
     runs = sorted({(move.task, move.setting, move.learning_rate, move.epoch, move.seed) for move in moves})
     told = "; ".join(dict.fromkeys(_told(run, runs) for run in runs))
     caption = (
-        "How many times as far training moved the outliers as the other scalars that the rule chose them among, mean "
+        "How many times as far training moved the outliers as the other scalars that the rule chose them among: mean "
         "|after - before| of those that the setting trains; hollow: of distances over the mean |before| of the same "
-        f"scalars. Dots are means over seeds, lines reach from the smallest to the largest; what has no ratio is left out. "
+        f"scalars. Dots are means over seeds, lines reach from smallest to largest; what has no ratio is left out. "
         f"Runs: {told}. {about}"
     )
     return Figure("outliers-movement", canvas, caption)
