@@ -1,4 +1,7 @@
-"""What the folder of a study says: `python analyze.py tables --workdir=runs/table1 [--out=DIR]`. Trains nothing."""
+"""Tables, figures and pages from the folder of a study: `python analyze.py tables --workdir=runs/table1 [--out=DIR]`.
+
+It trains nothing.
+"""
 
 from __future__ import annotations
 
@@ -87,7 +90,7 @@ def _tables(flags: argparse.Namespace) -> str:
 
 
 def _distributions(flags: argparse.Namespace) -> str:
-    from lnflax.analysis import distributions  # with JAX, which tables have no use for
+    from lnflax.analysis import distributions  # with JAX, whose second tables are spared
 
     wanted = distributions.Wanted(flags.task, flags.setting, flags.seed)
     if flags.workdir is not None:
@@ -98,26 +101,28 @@ def _distributions(flags: argparse.Namespace) -> str:
     return distributions.of_model(flags.model, flags.out)
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="analyze.py", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+def _outliers(flags: argparse.Namespace) -> str:
+    from lnflax.analysis.outliers import make_outliers  # with JAX
 
-    tables = commands.add_parser(
-        "tables", help="the paper's Tables 1 to 4, and what they are read from", allow_abbrev=False
-    )
-    tables.set_defaults(run=_tables)
-    tables.add_argument("--workdir", required=True, help="the folder that train.py wrote")
-    tables.add_argument("--out", help="also write the view's files (table1.md, .csv, .tex; grid.md, .csv; curves.csv)")
-    tables.add_argument(
+    names = ("workdir", "model", "out", "count", "task", "setting")
+    given = {name: getattr(flags, name) for name in names}
+    return make_outliers(**{name: value for name, value in given.items() if value is not None})
+
+
+def _add_tables(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_tables)
+    parser.add_argument("--workdir", required=True, help="the folder that train.py wrote")
+    parser.add_argument("--out", help="also write the view's files (table1.md, .csv, .tex; grid.md, .csv; curves.csv)")
+    parser.add_argument(
         "--view", choices=VIEWS, default="paper", help="the paper's tables, each cell's rate by seed, or every epoch"
     )
-    tables.add_argument("--reference", metavar="SETTING", help="compare every setting with this one, e.g. full")
-    tables.add_argument(
+    parser.add_argument("--reference", metavar="SETTING", help="compare every setting with this one, e.g. full")
+    parser.add_argument(
         "--margin", type=_points, metavar="POINTS", help="how far from the reference is on a par (default 1)"
     )
-    tables.add_argument("--select", choices=HOW, help="what chooses the learning rate (default mean)")
-    tables.add_argument("--ddof", type=int, help="std divides by n - ddof (default 1, the sample std)")
-    tables.add_argument(
+    parser.add_argument("--select", choices=HOW, help="what chooses the learning rate (default mean)")
+    parser.add_argument("--ddof", type=int, help="std divides by n - ddof (default 1, the sample std)")
+    parser.add_argument(
         "--metric",
         type=_task_metric,
         nargs="+",
@@ -126,38 +131,57 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="TASK=METRIC",
         help="report another metric of a task, e.g. mrpc=accuracy",
     )
-    tables.add_argument("--published", help="CSV of published numbers: setting,task,value[,std][,table]")
+    parser.add_argument("--published", help="CSV of published numbers: setting,task,value[,std][,table]")
 
-    ablation = commands.add_parser(
-        "ablate", help="what tuned models lose without their LayerNorms' outliers", allow_abbrev=False
-    )
-    ablation.set_defaults(run=_ablate)
-    ablation.add_argument(
-        "--deltas",
-        required=True,
-        nargs="+",
-        type=Path,
-        metavar="PATH",
-        help="WORKDIR/TASK/SETTING/deltas (the selected rate's runs), or files of it",
-    )
-    ablation.add_argument(
+
+def _add_source(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--workdir", help="the folder that train.py wrote: its checkpoint and its deltas")
+    source.add_argument("--model", help="a checkpoint alone: a hub id or a folder")
+
+
+def _add_distributions(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_distributions)
+    _add_source(parser)
+    parser.add_argument("--task", help="the cells of this task (default all)")
+    parser.add_argument("--setting", help="the cells of this setting (default full)")
+    parser.add_argument("--seed", type=int, help="the run of this seed (default the first)")
+    parser.add_argument("--out", help="also write distributions.md, .csv and the figures distributions-*")
+
+
+def _add_outliers(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_outliers)
+    _add_source(parser)
+    parser.add_argument("--task", help="read the deltas of this task alone")
+    parser.add_argument("--setting", help="read the deltas of this setting alone")
+    parser.add_argument("--count", type=int, help="how many scalars of each LayerNorm the rules choose (default 16)")
+    parser.add_argument("--out", help="also write outliers-*.md, .csv and the figures there")
+
+
+def _add_ablate(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_ablate)
+    what = "WORKDIR/TASK/SETTING/deltas (the selected rate's runs), or files of it"
+    parser.add_argument("--deltas", required=True, nargs="+", type=Path, metavar="PATH", help=what)
+    parser.add_argument(
         "--counts", nargs="+", type=_count, default=[1, 4, 16, 64], metavar="N", help="scalars of each LayerNorm"
     )
-    ablation.add_argument("--draws", type=_count, default=5, help="draws of as many random scalars (default 5)")
-    ablation.add_argument("--out", help="also write ablation-TASK-SETTING as .md, .csv and a figure")
-    weights = commands.add_parser(
-        "distributions",
-        help="weights by module and block, before and after tuning (Figures 1 and 2)",
-        allow_abbrev=False,
-    )
-    weights.set_defaults(run=_distributions)
-    source = weights.add_mutually_exclusive_group(required=True)
-    source.add_argument("--workdir", help="the folder that train.py wrote")
-    source.add_argument("--model", help="a checkpoint alone: a hub id or a folder")
-    weights.add_argument("--task", help="the cells of this task (default all)")
-    weights.add_argument("--setting", help="the cells of this setting (default full)")
-    weights.add_argument("--seed", type=int, help="the run of this seed (default the first)")
-    weights.add_argument("--out", help="also write distributions.md, .csv and the figures distributions-*")
+    parser.add_argument("--draws", type=_count, default=5, help="draws of as many random scalars (default 5)")
+    parser.add_argument("--out", help="also write ablation-TASK-SETTING as .md, .csv and a figure")
+
+
+COMMANDS = {
+    "tables": (_add_tables, "the paper's Tables 1 to 4, and what they are read from"),
+    "distributions": (_add_distributions, "weights by module and block, before and after tuning (Figures 1 and 2)"),
+    "outliers": (_add_outliers, "the outliers of each LayerNorm, and how far a study moved them"),
+    "ablate": (_add_ablate, "what tuned models lose without their LayerNorms' outliers"),
+}
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(prog="analyze.py", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    for name, (add, text) in COMMANDS.items():
+        add(commands.add_parser(name, help=text, allow_abbrev=False))
     return parser.parse_args(arguments)
 
 
