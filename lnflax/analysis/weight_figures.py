@@ -27,6 +27,7 @@ TITLES = {
 TUNED = COLOURS[0]
 PALE = "#d0d0d0"
 FAINT = 0.03  # of the highest density
+SHOWN = 400  # places of a curve, and ticks beside it
 SMOOTHED = "Densities are histograms smoothed as the table's note says; each is as it counts modes."
 
 
@@ -79,10 +80,10 @@ def _modules(before: Summaries, after: Summaries | None) -> Canvas:
     canvas = new_canvas(WIDTH, 3.6)
     for number, (kind, axes) in enumerate(zip(MODULES, canvas.subplots(2, 4).flat, strict=True)):
         own = before[Place(kind)]
-        x, y = weights.density(own.counts)
+        x, y = _curve(own)
         axes.fill_between(x, y, facecolor=PALE, edgecolor=GREY, linewidth=0.3)
         if after is not None:
-            axes.plot(*weights.density(after[Place(kind)].counts), color=TUNED, linewidth=0.7)
+            axes.plot(*_curve(after[Place(kind)]), color=TUNED, linewidth=0.7)
         axes.set_yscale("log")
         # Below a single scalar's share of a bin there is only the smoothing's tail.
         axes.set_ylim(bottom=min(0.05 / (own.moments.count * weights.WIDTH), y.max() / 1e3))
@@ -129,8 +130,8 @@ def _part(column: Place) -> str:
 
 
 def _ridge(axes: Any, before: Summary, after: Summary | None, base: float) -> None:
-    x, y = weights.density(before.counts)
-    tuned = weights.density(after.counts) if after is not None else None
+    x, y = _curve(before)
+    tuned = _curve(after) if after is not None else None
     scale = 0.85 / max(y.max(), tuned[1].max() if tuned else 0)
     axes.fill_between(x, base, base + scale * y, color=PALE, linewidth=0)
     _ticks(axes, before, base, INK)
@@ -141,8 +142,19 @@ def _ridge(axes: Any, before: Summary, after: Summary | None, base: float) -> No
         _ticks(axes, after, base - 0.12, TUNED)
 
 
+def _curve(own: Summary) -> tuple[np.ndarray, np.ndarray]:
+    """The density at no more places than a picture can show; a peak between two of them keeps its height."""
+    x, y = weights.density(own.counts)
+    size = -(-len(x) // SHOWN)
+    edges = np.arange(0, len(x), size)
+    return x[np.minimum(edges + size // 2, len(x) - 1)], np.maximum.reduceat(y, edges)
+
+
 def _ticks(axes: Any, own: Summary, height: float, colour: str) -> None:
     far = weights.outside(own)
+    step = (own.moments.high - own.moments.low) / SHOWN
+    if len(far) and step:  # one of those that would lie over each other
+        far = far[np.unique(np.floor(far / step), return_index=True)[1]]
     axes.plot(far, np.full(len(far), height), "|", color=colour, markersize=2.5, markeredgewidth=0.4)
 
 
