@@ -6,15 +6,16 @@ C order, ascending) and `PATH.value` (float32). Values are absolute, so that app
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
+from safetensors import SafetensorError, safe_open
 
 from lnflax import results, rules, storage, tensors
 from lnflax.errors import InputError
@@ -114,29 +115,59 @@ def write(path: Path, delta: Delta) -> None:
     storage.write(path, tensors.pack(arrays, {"format": str(FORMAT), **about}))
 
 
+class Leaves(Mapping[str, np.ndarray]):
+    """Leaves of a delta's file by path; each is read when it is asked for, and not kept."""
+
+    def __init__(self, file: Path, paths: Iterable[str]) -> None:
+        self._file, self._paths = file, dict.fromkeys(paths)
+
+    def __getitem__(self, path: str) -> np.ndarray:
+        if path not in self._paths:
+            raise KeyError(path)
+        # Opened for each leaf: pages of a mapped file count as this process's memory until it is closed.
+        with _opened(self._file) as file:
+            value: np.ndarray = file.get_tensor(path)
+        return value
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._paths)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="np") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise storage.Damaged(path, f"is not a whole safetensors file ({error})") from error
+
+
 def read(path: Path) -> Delta:
-    """What `write` stored, with its parts checked against each other.
+    """What `write` stored, with its parts checked against each other; whole leaves are read when they are asked for.
 
     Raises:
         Damaged: the file is not what was written, or not whole.
         InputError: no such file, or no delta.
     """
-    data = storage.read(path)
-    try:
-        arrays, words = tensors.unpack(data)
-    except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise storage.Damaged(path, f"is not a whole safetensors file ({error})") from error
-    about = _about(path, words)
-    whole, scalars = {}, {}
-    for own, value in arrays.items():
-        stem = own.removesuffix(VALUE).removesuffix(INDEX)
-        if stem == own:
-            whole[own] = _checked(path, own, value, np.float32)
-        elif own.endswith(VALUE):
-            scalars[stem] = _scalars(path, stem, arrays)
-        elif f"{stem}{VALUE}" not in arrays:
-            raise InputError(f"{path}: {own} has no values")
-    return Delta(about, whole, scalars)
+    storage.check(path)
+    with _opened(path) as file:
+        about = _about(path, file.metadata() or {})
+        kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
+        whole, scalars = [], {}
+        for own, kind in kinds.items():
+            stem = own.removesuffix(VALUE).removesuffix(INDEX)
+            if kind != (wanted := "I32" if own.endswith(INDEX) else "F32"):
+                raise InputError(f"{path}: {own} is {kind}; a delta has {wanted} there")
+            if stem == own:
+                whole.append(own)
+            elif missing := {f"{stem}{INDEX}", f"{stem}{VALUE}"}.difference(kinds):
+                raise InputError(f"{path}: {own} is there, and {missing.pop()} is not")
+            elif own.endswith(VALUE):
+                scalars[stem] = _scalars(path, stem, file)
+    return Delta(about, Leaves(path, whole), scalars)
 
 
 def _about(path: Path, words: Mapping[str, str]) -> About:
@@ -155,17 +186,8 @@ def _about(path: Path, words: Mapping[str, str]) -> About:
     return About(**{**values, "labels": tuple(values["labels"])})
 
 
-def _checked(path: Path, own: str, value: np.ndarray, dtype: type) -> np.ndarray:
-    if value.dtype != dtype:
-        raise InputError(f"{path}: {own} is {value.dtype}; a delta has {np.dtype(dtype)} there")
-    return value
-
-
-def _scalars(path: Path, own: str, arrays: Mapping[str, np.ndarray]) -> Scalars:
-    if f"{own}{INDEX}" not in arrays:
-        raise InputError(f"{path}: {own}{VALUE} has no index")
-    index = _checked(path, own, arrays[f"{own}{INDEX}"], np.int32)
-    value = _checked(path, own, arrays[f"{own}{VALUE}"], np.float32)
+def _scalars(path: Path, own: str, file: Any) -> Scalars:
+    index, value = file.get_tensor(f"{own}{INDEX}"), file.get_tensor(f"{own}{VALUE}")
     if index.ndim != 1 or index.shape != value.shape or (len(index) and index[0] < 0) or (np.diff(index) <= 0).any():
         raise InputError(f"{path}: {own} has no ascending index with as many values")
     return Scalars(index, value)

@@ -191,7 +191,7 @@ def damage(workdir: Path | str, task: str, setting: str) -> list[Damaged]:
         METRICS: lambda: read_metrics(cell),
         TRAINED: lambda: read_json(cell / TRAINED),
         COST: lambda: read_json(cell / COST),
-        **{f"{DELTAS}/{path.name}": partial(storage.read, path) for path in (cell / DELTAS).glob("*.safetensors")},
+        **{f"{DELTAS}/{path.name}": partial(storage.check, path) for path in (cell / DELTAS).glob("*.safetensors")},
     }
     for name, reader in readers.items():
         if (cell / name).exists():

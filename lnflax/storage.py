@@ -194,9 +194,16 @@ def read_bytes(path: Path) -> bytes:
         InputError: no such file.
         StorageError: it cannot be read.
     """
+    with _reading(path):
+        return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Errors of a file that is not there, and of a disk that fails, as `read_bytes` raises them."""
     try:
         with telling(path, "read"):
-            return path.read_bytes()
+            yield
     except StorageError as error:
         if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
             raise InputError(f"{path} is not there") from error
@@ -218,6 +225,21 @@ def read(path: Path) -> bytes:
     if known and sha256(data) not in known:
         raise Damaged(path, f"is not what was written: its sum is not that of {SUMS}")
     return data
+
+
+def check(path: Path) -> None:
+    """That the bytes are those that were written, as `read`, without holding them.
+
+    Raises:
+        Damaged: they are other bytes.
+        InputError: no such file.
+        StorageError: it cannot be read.
+    """
+    known = read_sums(path.parent).get(path.name)
+    with _reading(path), path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if known and digest not in known:
+        raise Damaged(path, f"is not what was written: its sum is not that of {SUMS}")
 
 
 def set_aside(path: Path, folder: Path) -> Path:

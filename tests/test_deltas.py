@@ -113,9 +113,9 @@ BROKEN = {
     "no seed": ({}, {name: word for name, word in WORDS.items() if name != "seed"}, "its metadata lack seed"),
     "no number": ({}, WORDS | {"epoch": "two"}, "epoch of its metadata is not JSON"),
     "no rate": ({}, WORDS | {"learning_rate": "null"}, "learning_rate of its metadata is 'null'"),
-    "doubles": ({"a": np.float64([1])}, WORDS, "a is float64; a delta has float32 there"),
-    "no index": ({"a.value": np.float32([1])}, WORDS, "a.value has no index"),
-    "no value": ({"a.index": np.int32([1])}, WORDS, "a.index has no values"),
+    "doubles": ({"a": np.float64([1])}, WORDS, "a is F64; a delta has F32 there"),
+    "no index": ({"a.value": np.float32([1])}, WORDS, "a.value is there, and a.index is not"),
+    "no value": ({"a.index": np.int32([1])}, WORDS, "a.index is there, and a.value is not"),
     "falling": (
         {"a.index": np.int32([2, 1]), "a.value": np.float32([1, 2])},
         WORDS,
