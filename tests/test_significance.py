@@ -30,6 +30,19 @@ def test_sums_give_the_metrics_of_the_study(metric):
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("metric", SCORES)
+def test_predictions_that_hardly_differ_still_correlate(metric):
+    """A run that went wrong gives nearly the same score to all; constant ones have no correlation."""
+    _, labels = draw(metric)
+    rng = np.random.default_rng(8)
+    hardly = (2.5 + 1e-6 * rng.normal(size=(1, 200))).astype(np.float32)
+    expected = scipy.stats.pearsonr(hardly[0].astype(float), labels)[0]
+    if metric == "spearman":
+        expected = scipy.stats.spearmanr(hardly[0], labels)[0]
+    assert statistics(metric, hardly, labels).whole[0] == pytest.approx(expected, abs=1e-9)
+    assert np.isnan(statistics(metric, np.full((1, 200), 0.1, np.float32), labels).whole).all()
+
+
 def test_what_is_undefined_is_as_in_the_study():
     same = np.ones((1, 4), np.int32)
     assert statistics("matthews", same, np.array([1, 1, 0, 0])).whole.tolist() == [0.0]

@@ -50,7 +50,7 @@ def statistics(metric: str, predictions: np.ndarray, labels: np.ndarray) -> Sums
     if metric == "spearman":
         p, t = (scipy.stats.rankdata(side, axis=-1) for side in (p, t))
     if metric in ("pearson", "spearman"):
-        p, t = (side - side.mean(axis=-1, keepdims=True) for side in (p, t))
+        p, t = _standard(p), _standard(t)
         return Sums(np.stack([np.ones_like(p), p, t, p * p, t * t, p * t], axis=-1), _correlation)
     if metric == "accuracy":
         return Sums(np.stack([np.ones_like(p), p == t], axis=-1), lambda s: s[..., 1] / s[..., 0])
@@ -59,6 +59,14 @@ def statistics(metric: str, predictions: np.ndarray, labels: np.ndarray) -> Sums
     if metric == "matthews" and t.max(initial=0) <= 1:
         return Sums(np.stack([p == 1, t == 1, (p == 1) & (t == 1), np.ones_like(p)], axis=-1), _matthews)
     raise ValueError(f"{metric} is no function of sums over examples")
+
+
+def _standard(side: np.ndarray) -> np.ndarray:
+    """Of mean 0 and deviation 1 along the last axis, so that whether a resample varies does not depend on a unit; 0
+    where all is the same."""
+    varies = np.ptp(side, axis=-1, keepdims=True) > 0
+    centred = np.where(varies, side - side.mean(axis=-1, keepdims=True), 0)
+    return centred / np.where(varies, centred.std(axis=-1, keepdims=True), 1)
 
 
 def entity_sums(correct: np.ndarray, predicted: np.ndarray, actual: np.ndarray, measure: str = "f1") -> Sums:
