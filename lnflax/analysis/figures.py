@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lnflax.errors import InputError
 from lnflax.storage import durable_write
@@ -37,7 +37,7 @@ _STYLE: Any = {
     "legend.fontsize": 7,
     "legend.frameon": False,
     "figure.dpi": DPI,
-    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.use": False,  # a canvas says its own layout; this one comes back at a second drawing
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
@@ -73,11 +73,17 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_canvas(width: float = WIDTH, height: float = 3.0) -> Canvas:
-    """An empty canvas of so many inches, without a window; called inside `style`."""
+def new_canvas(
+    width: float = WIDTH, height: float = 3.0, layout: Literal["constrained", "none"] = "constrained"
+) -> Canvas:
+    """An empty canvas of so many inches, without a window; called inside `style`.
+
+    The layout `none` leaves margins to the caller: `constrained` takes as long as all the rest of a many-panelled
+    figure.
+    """
     from matplotlib.figure import Figure as Canvas
 
-    return Canvas(figsize=(width, height))
+    return Canvas(figsize=(width, height), layout=layout)
 
 
 def write_figures(out: Path | str, figures: Iterable[Figure]) -> list[Path]:
