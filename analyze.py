@@ -1,4 +1,4 @@
-"""Tables from the folder of a study: `python analyze.py tables --workdir=runs/table1 [--out=DIR]`. Trains nothing."""
+"""Tables or a page from the folder of a study: `python analyze.py tables|report --workdir=runs/table1 [--out=DIR]`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from lnflax.analysis.comparison import Against
 from lnflax.analysis.curves import make_curves
 from lnflax.analysis.entries import Reading
 from lnflax.analysis.grids import make_grids
+from lnflax.analysis.report import make_report
 from lnflax.analysis.tables import make_tables
 from lnflax.errors import InputError
 from lnflax.selection import HOW
@@ -55,17 +56,28 @@ def _tables(flags: argparse.Namespace) -> str:
     for name in VIEWS["paper"]:
         if name not in VIEWS[flags.view] and getattr(flags, name) not in (None, []):
             raise InputError(f"--{name}: --view={flags.view} does not read it")
-    if flags.margin is not None and flags.reference is None:
-        raise InputError("--margin: there is nothing to compare without --reference")
+    against = _against(flags)
     if flags.view == "curves":
         return make_curves(flags.workdir, flags.out)
-    given = {"how": flags.select, "ddof": flags.ddof, "metrics": dict(flags.metric)}
-    reading = Reading(**{name: value for name, value in given.items() if value is not None})
     if flags.view == "grid":
-        return make_grids(flags.workdir, flags.out, reading)
+        return make_grids(flags.workdir, flags.out, _reading(flags))
+    return make_tables(flags.workdir, flags.out, _reading(flags), flags.published, against)
+
+
+def _report(flags: argparse.Namespace) -> str:
+    return make_report(flags.workdir, flags.out, _reading(flags), flags.published, _against(flags))
+
+
+def _reading(flags: argparse.Namespace) -> Reading:
+    given = {"how": flags.select, "ddof": flags.ddof, "metrics": dict(flags.metric)}
+    return Reading(**{name: value for name, value in given.items() if value is not None})
+
+
+def _against(flags: argparse.Namespace) -> Against | None:
+    if flags.margin is not None and flags.reference is None:
+        raise InputError("--margin: there is nothing to compare without --reference")
     margin = {} if flags.margin is None else {"margin": flags.margin}
-    against = None if flags.reference is None else Against(flags.reference, **margin)
-    return make_tables(flags.workdir, flags.out, reading, flags.published, against)
+    return None if flags.reference is None else Against(flags.reference, **margin)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -81,13 +93,27 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     tables.add_argument(
         "--view", choices=VIEWS, default="paper", help="the paper's tables, each cell's rate by seed, or every epoch"
     )
-    tables.add_argument("--reference", metavar="SETTING", help="compare every setting with this one, e.g. full")
-    tables.add_argument(
+    _add_reading(tables)
+
+    report = commands.add_parser("report", help="one page of all that a study says", allow_abbrev=False)
+    report.set_defaults(run=_report)
+    report.add_argument("--workdir", required=True, help="the folder that train.py wrote")
+    report.add_argument(
+        "--out", help="where the page goes, and its figures too (default: WORKDIR/analysis, no figures)"
+    )
+    _add_reading(report)
+    return parser.parse_args(arguments)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how runs are read."""
+    parser.add_argument("--reference", metavar="SETTING", help="compare every setting with this one, e.g. full")
+    parser.add_argument(
         "--margin", type=_points, metavar="POINTS", help="how far from the reference is on a par (default 1)"
     )
-    tables.add_argument("--select", choices=HOW, help="what chooses the learning rate (default mean)")
-    tables.add_argument("--ddof", type=int, help="std divides by n - ddof (default 1, the sample std)")
-    tables.add_argument(
+    parser.add_argument("--select", choices=HOW, help="what chooses the learning rate (default mean)")
+    parser.add_argument("--ddof", type=int, help="std divides by n - ddof (default 1, the sample std)")
+    parser.add_argument(
         "--metric",
         type=_task_metric,
         nargs="+",
@@ -96,8 +122,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="TASK=METRIC",
         help="report another metric of a task, e.g. mrpc=accuracy",
     )
-    tables.add_argument("--published", help="CSV of published numbers: setting,task,value[,std][,table]")
-    return parser.parse_args(arguments)
+    parser.add_argument("--published", help="CSV of published numbers: setting,task,value[,std][,table]")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

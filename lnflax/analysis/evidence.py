@@ -32,7 +32,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class Stored:
     """The predictions of one epoch and split, `[seeds, rates, targets]`, and what belongs to them."""
 
     predictions: np.ndarray
@@ -51,7 +51,7 @@ def read_evidence(workdir: Path | str, cell: Mapping[str, Any], metric: str, rat
     """
     folder = cell_folder(workdir, cell["task"], cell["setting"])
     measure, split = measured_on(cell, metric)
-    stored = _read(folder, cell["report_epoch"], split)
+    stored = read_stored(folder, cell["report_epoch"], split)
     if "tags" in cell and stored.offsets is None:
         raise InputError(f"{folder / PREDICTIONS} does not say where sentences of {split} begin: offsets/{split}")
     scores: dict[float, dict[int, float]] = {}
@@ -67,7 +67,12 @@ def read_evidence(workdir: Path | str, cell: Mapping[str, Any], metric: str, rat
     return Evidence(tuple(scores[rate]), found[rate], tuple(found[own] for own in whole), stored.labels)
 
 
-def _read(folder: Path, epoch: str, split: str) -> _Stored:
+def read_stored(folder: Path, epoch: str, split: str) -> Stored:
+    """The predictions of a cell's folder, at one epoch and of one split.
+
+    Raises:
+        InputError: they are not there, not whole, or do not fit each other.
+    """
     path = folder / PREDICTIONS
     arrays, about = read_predictions(folder)
     try:
@@ -82,10 +87,10 @@ def _read(folder: Path, epoch: str, split: str) -> _Stored:
     offsets = arrays.get(f"offsets/{split}")
     if offsets is not None and (offsets[0], offsets[-1]) != (0, len(labels)):
         raise InputError(f"{path}: offsets/{split} do not span its {len(labels)} labels")
-    return _Stored(predictions, labels, offsets, seeds, rates, names)
+    return Stored(predictions, labels, offsets, seeds, rates, names)
 
 
-def _sums(measure: str, stored: _Stored, rate: float, seeds: Sequence[int], folder: Path) -> Sums:
+def _sums(measure: str, stored: Stored, rate: float, seeds: Sequence[int], folder: Path) -> Sums:
     try:
         own = stored.predictions[[stored.seeds.index(seed) for seed in seeds], stored.rates.index(rate)]
         if stored.offsets is None:
@@ -99,7 +104,7 @@ def _sums(measure: str, stored: _Stored, rate: float, seeds: Sequence[int], fold
         raise InputError(f"{folder / PREDICTIONS}: {error}") from error
 
 
-def _entities(measure: str, predictions: np.ndarray, stored: _Stored, offsets: np.ndarray) -> Sums:
+def _entities(measure: str, predictions: np.ndarray, stored: Stored, offsets: np.ndarray) -> Sums:
     # The last name is for -1, a word that no prediction was made for.
     names = np.array([*stored.names, "O"])
 

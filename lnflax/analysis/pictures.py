@@ -113,8 +113,10 @@ def sizes(entries: Sequence[Entry]) -> Canvas:
 
 @figures.style()
 def courses(cells: Sequence[Course]) -> Canvas:
-    """The score of every run by epoch, a panel a cell of one task: a line a run, those of the selected rate thick, and ×
-    where a run ends early because it diverged."""
+    """The score of every run by epoch, a panel a cell of one task: a line a run, those of the selected rate thick.
+
+    × is where a run ends early because it diverged.
+    """
     canvas, panels = _panels([own.matrix.setting for own in cells], columns=4, height=1.25, share=True)
     canvas.supxlabel("epoch", **_SIDE)
     canvas.supylabel(f"{cells[0].matrix.metric}, points", x=0.01, **_SIDE)
