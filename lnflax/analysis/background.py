@@ -40,15 +40,15 @@ def read_told(workdir: Path | str, cells: Iterable[Mapping[str, Any]]) -> tuple[
 def facts(study: Study, told: Told) -> list[Fact]:
     """Model, protocol and versions; what the folder does not say is left out."""
     config, first = study.config, next(iter(told.values()), {})
-    model = {**config.get("model", {})}
+    model = dict(config.get("model", {}))
     bodies = dict.fromkeys(own["model"]["sha256"] for own in told.values() if own["model"]["sha256"])
     optimizer = ", ".join(f"{name} {_value(value)}" for name, value in config.get("optimizer", {}).items())
     versions = [f"{name} {value}" for name, value in study.versions.items() if name != "format"]
     sets = {
-        "Model": ", ".join(f"{value}" if name == "name" else f"{name} {value}" for name, value in model.items()),
+        "Model": ", ".join([model.pop("name", ""), *(f"{name} {value}" for name, value in model.items())]),
         "Body": f"{first['body']:,} parameters" if first else "",
         "SHA-256 of the body": ", ".join(bodies),
-        "Data": config.get("data", {}).get("path") if "data" in config else "",
+        "Data": (config["data"]["path"] or "each task's own") if "data" in config else "",
         "Seeds": _join(config.get("seeds", ())),
         "Learning rates": _join(config.get("learning_rates", ())),
         "Batch": f"{config['batch_size']} examples, at most {config['max_length']} tokens"
@@ -57,8 +57,6 @@ def facts(study: Study, told: Told) -> list[Fact]:
         "Optimizer": f"Adam: {optimizer}; schedule {config.get('schedule')}" if optimizer else "",
         "Versions": ", ".join(versions),
     }
-    if sets["Data"] == "" and "data" in config:
-        sets["Data"] = "each task's own"
     return [Fact(name, text) for name, text in sets.items() if text]
 
 
@@ -67,7 +65,9 @@ def data(study: Study, told: Told) -> Grid:
     rows = []
     for task in dict.fromkeys(cell["task"] for cell in study.cells):
         own = [cell for cell in study.cells if cell["task"] == task]
-        sums = next((there["data"] for cell in own if "data" in (there := told.get((task, cell["setting"]), {}))), {})
+        sums: Mapping[str, str] = next(
+            (there["data"] for cell in own if "data" in (there := told.get((task, cell["setting"]), {}))), {}
+        )
         rows.append(
             (
                 task,
@@ -93,8 +93,9 @@ def data(study: Study, told: Told) -> Grid:
 
 def trained(study: Study, told: Told) -> Grid:
     """A line a setting, and the tasks that it is true of: what trains beside the head."""
+    order = list(dict.fromkeys(cell["setting"] for cell in study.cells))
     rows: dict[tuple[str, ...], list[str]] = {}
-    for cell in study.cells:
+    for cell in sorted(study.cells, key=lambda cell: order.index(cell["setting"])):
         own = told.get((cell["task"], cell["setting"]), {})
         count, head, reachable = (own.get(name) for name in ("trained", "with_head", "reachable"))
         count = cell.get("trained") if count is None else count
@@ -116,7 +117,8 @@ def train_command(config: Mapping[str, Any], workdir: Path | str) -> str:
     if not fields:
         return ""
     flags = [f"--config.{name}={_quoted(_value(value))}" for name, value in _flat(fields)]
-    return " ".join(["python train.py --config=configs/base.py", *flags, f"--workdir={_quoted(str(workdir))}"])
+    lines = ["python train.py --config=configs/base.py", *flags, f"--workdir={_quoted(str(workdir))}"]
+    return " \\\n    ".join(lines)
 
 
 def report_command(

@@ -74,11 +74,11 @@ def style() -> Iterator[None]:
 
 
 def new_canvas(
-    width: float = WIDTH, height: float = 3.0, layout: Literal["constrained", "none"] = "constrained"
+    width: float = WIDTH, height: float = 3.0, layout: Literal["constrained"] | None = "constrained"
 ) -> Canvas:
     """An empty canvas of so many inches, without a window; called inside `style`.
 
-    The layout `none` leaves margins to the caller: `constrained` takes as long as all the rest of a many-panelled
+    Without a layout the margins are the caller's: `constrained` takes as long as all the rest of a many-panelled
     figure.
     """
     from matplotlib.figure import Figure as Canvas

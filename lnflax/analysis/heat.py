@@ -16,7 +16,7 @@ class Scale:
 
     def __init__(self, matrices: Sequence[Matrix]) -> None:
         scores = [score for matrix in matrices for row in matrix.scores for score in row if score is not None]
-        self.low, self.high = (min(scores), max(scores)) if scores else (None, None)
+        self.low, self.high = min(scores, default=None), max(scores, default=None)
 
     def style(self, score: float | None) -> str:
         """Background and ink of a score as CSS; nothing where there is none."""

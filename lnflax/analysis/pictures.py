@@ -49,16 +49,16 @@ class Course:
 def ratio_and_score(entries: Sequence[Entry]) -> Canvas:
     """Score against the share of the body that trains, a panel a task and a mark a setting; bars are ± std.
 
-    The axis of shares is logarithmic, with 0 apart at its left; a dashed line is at the score of `full`.
+    Every entry has a score. The axis of shares is logarithmic, with 0 apart at its left; a dashed line is at the score
+    of `full`.
     """
-    scored = [entry for entry in entries if entry.values[0].mean is not None]
-    kinds = enumerate(dict.fromkeys(map(_kind, scored)))
+    kinds = enumerate(dict.fromkeys(map(_kind, entries)))
     looks = {kind: (COLOURS[place % 6], MARKERS[place % 7], "") for place, kind in kinds}
-    shares = [100 * entry.ratio for entry in scored if entry.ratio > 0] or [1.0]
+    shares = [100 * entry.ratio for entry in entries if entry.ratio > 0] or [1.0]
     lowest = math.floor(math.log10(min(shares)) + 1e-9)
     nothing = 10.0 ** (lowest - 1)
-    canvas, panels = _panels(_titles(scored))
-    for axes, own in zip(panels, _by_task(scored).values(), strict=True):
+    canvas, panels = _panels(_titles(entries))
+    for axes, own in zip(panels, _by_task(entries).values(), strict=True):
         for entry, aside in zip(own, _aside(own), strict=True):
             colour, marker, _ = looks[_kind(entry)]
             _mark(axes, (100 * entry.ratio or nothing) * aside, entry, colour, marker)
@@ -144,7 +144,7 @@ def _course(axes: Axes, cell: Course) -> set[str]:
         figures.hover(drawn, f"rate {rate:g}, seed {seed}: {values[-1]:.1f} at epoch {epochs[-1]}")
         if epochs[-1] < last:
             axes.plot(epochs[-1:], values[-1:], "x", color=colour, markersize=4)
-    axes.xaxis.get_major_locator().set_params(integer=True, nbins=4)
+    axes.locator_params(axis="x", integer=True, nbins=4)
     return seen
 
 
@@ -161,7 +161,7 @@ def _panels(
     columns = min(columns, len(titles))
     rows, width = math.ceil(len(titles) / columns), figures.WIDTH * max(0.55, min(1, columns / 3))
     tall = rows * height + _TOP + _BOTTOM
-    canvas = figures.new_canvas(width, tall, layout="none")
+    canvas = figures.new_canvas(width, tall, layout=None)
     panel, apart = (width - _LEFT - 0.1) / columns, 0.15 if share else 0.35
     canvas.subplots_adjust(
         left=_LEFT / width,
@@ -208,8 +208,8 @@ def _series(
     own.sort(key=lambda entry: places[entry.setting])
     numbers = [aside * places[entry.setting] for entry in own]
     axes.plot(numbers, [100 * (entry.values[0].mean or 0) for entry in own], dashes, color=colour, linewidth=0.9)
-    for number, entry in zip(numbers, own, strict=True):
-        _mark(axes, number, entry, colour, marker)
+    for x, entry in zip(numbers, own, strict=True):
+        _mark(axes, x, entry, colour, marker)
 
 
 def _aside(entries: Sequence[Entry]) -> list[float]:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from lnflax import wording
-from lnflax.analysis import background, figures, formats, pictures, troubles
+from lnflax.analysis import background, figures, formats, plates, troubles
 from lnflax.analysis.comparison import Against
 from lnflax.analysis.curves import read_course
-from lnflax.analysis.entries import Entry, Reading
+from lnflax.analysis.entries import Reading
 from lnflax.analysis.figures import Figure
 from lnflax.analysis.formats import Grid
 from lnflax.analysis.grids import Matrix, make_matrix
 from lnflax.analysis.heat import Scale
 from lnflax.analysis.inline import inline
 from lnflax.analysis.pictures import Course
-from lnflax.analysis.tables import TITLES, Table, read_tables
+from lnflax.analysis.plates import RUNS
+from lnflax.analysis.tables import TITLES, read_tables
 from lnflax.errors import InputError
 from lnflax.results import Study
 from lnflax.storage import durable_write, read_bytes
@@ -78,7 +79,7 @@ def make_report(
     matrices = [make_matrix(cell, reading) for cell in study.cells]
     courses, faults = _courses(workdir, study, matrices)
     told, untold = background.read_told(workdir, study.cells)
-    drawn = dict(_figures(tables, courses, f"Command: {command}"))
+    drawn = dict(plates.plates(tables, courses, f"Command: {command}"))
     shown = {figure.name: _picture(figure, title) for title, figure in drawn.items()}
     folder = Path(workdir) / FOLDER if out is None else Path(out)
     page = template.render(
@@ -92,7 +93,7 @@ def make_report(
         rules=study.config.get("rules"),
         tables=tables,
         titles=TITLES,
-        pictures=[own for name, own in shown.items() if not name.startswith(_RUNS)],
+        pictures=[own for name, own in shown.items() if not name.startswith(RUNS)],
         parts=list(_parts(matrices, shown)),
         computed=list(_computed(folder)),
     )
@@ -101,9 +102,6 @@ def make_report(
     if out is not None:
         written += figures.write_figures(folder, drawn.values())
     return f"Written: {', '.join(map(str, written))}\n"
-
-
-_RUNS = "report-curves-"
 
 
 def _template() -> Template:
@@ -145,55 +143,6 @@ def _courses(
     return {task: own for task, own in found.items() if own}, faults
 
 
-def _figures(
-    tables: Sequence[Table], courses: Mapping[str, Sequence[Course]], command: str
-) -> Iterator[tuple[str, Figure]]:
-    """The figures of a study by their titles; each caption says what was measured, on which runs, how."""
-    entries = list({(entry.task, entry.setting): entry for table in tables for entry in table.shown}.values())
-    yield (
-        "Score against trained parameters",
-        Figure(
-            "report-scatter",
-            pictures.ratio_and_score(entries),
-            f"Score against the share of the body that trains, without the head: {_bars(entries)} Marks of the same"
-            f" share stand side by side; the dashed line is the score of full. {command}",
-        ),
-    )
-    for table in tables:
-        if table.name == "table3":
-            caption = "Score where the LayerNorms of one block train, by block from 1 at the input"
-            yield "One block's LayerNorms", _of_table("report-blocks", pictures.blocks, caption, table, command)
-        if table.name == "table4":
-            caption = "Score by how many scalars of each LayerNorm train: those farthest from its mean, and random ones"
-            yield "Outliers and random scalars", _of_table("report-sizes", pictures.sizes, caption, table, command)
-    for task, own in courses.items():
-        runs = sum(len({(line["seed"], line["learning_rate"]) for line in course.lines}) for course in own)
-        yield (
-            f"Learning curves of {task}",
-            Figure(
-                f"{_RUNS}{task}",
-                pictures.courses(own),
-                f"{task}: {own[0].matrix.metric} on the development set after every epoch, {runs} runs of {len(own)}"
-                f" cells; a line a seed and rate, those of the selected rate thick; × is the last value of a run that"
-                f" diverged. {command}",
-            ),
-        )
-
-
-def _of_table(name: str, draw: Any, caption: str, table: Table, command: str) -> Figure:
-    return Figure(name, draw(table.shown), f"{caption}: {_bars(table.shown)} {command}")
-
-
-def _bars(entries: Sequence[Entry]) -> str:
-    seeds = sorted({entry.seeds for entry in entries})
-    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-    plural = "" if seeds == [1] else "s"
-    return (
-        f"the mean over {count} seed{plural} at the selected rate, {len(entries)} cells, on their development sets;"
-        " bars are ± std over seeds."
-    )
-
-
 def _picture(figure: Figure, title: str) -> Picture:
     text = figures.svg(figure.canvas)
     return Picture(figure.name, title, inline(text, figure.name, title, f"{figure.name}-caption"), figure.caption)
@@ -202,7 +151,7 @@ def _picture(figure: Figure, title: str) -> Picture:
 def _parts(matrices: Sequence[Matrix], shown: Mapping[str, Picture]) -> Iterator[Part]:
     for task in dict.fromkeys(matrix.task for matrix in matrices):
         own = [matrix for matrix in matrices if matrix.task == task]
-        yield Part(task, shown.get(f"{_RUNS}{task}"), own, Scale(own))
+        yield Part(task, shown.get(f"{RUNS}{task}"), own, Scale(own))
 
 
 def _computed(folder: Path) -> Iterator[Computed]:

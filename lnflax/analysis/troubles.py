@@ -3,6 +3,7 @@ grid did not settle."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,13 +40,13 @@ def find(
             faults.append(str(error))
     kinds = {
         "Diverged runs": [line for cell, _ in cells for line in _diverged(cell)],
-        "Cells that have begun and are not done": ["/".join(own) for own in study.unfinished],
+        "Cells that have begun and are not done": _joined("/".join(own) for own in study.unfinished),
         "Cells that have not begun": _absent(study),
-        "Damaged or missing files": [fault.replace(f"{Path(workdir)}/", "") for fault in dict.fromkeys(faults)],
+        "Damaged or missing files": _files(workdir, faults),
         "Runs of the config that are lacking": [line for cell, _ in cells for line in _lacking(cell, study.config)],
         "Seeds without a value at the selected rate": [line for own in cells for line in _fewer(*own)],
         "Predictions that are all the same, at the selected rate": constant,
-        "Selected rate at the edge of the grid": [_edge(matrix) for _, matrix in cells if matrix.at_edge],
+        "Selected rate at the edge of the grid": _edges(matrices),
         "Development sets that are missing": [line for cell, _ in cells for line in _no_split(cell, reading)],
     }
     return [Trouble(kind, tuple(lines)) for kind, lines in kinds.items() if lines]
@@ -57,6 +58,12 @@ def _name(cell: Cell) -> str:
 
 def _list(values: Iterable[Any]) -> str:
     return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
+
+
+def _joined(names: Iterable[str]) -> list[str]:
+    """One line of all, or none."""
+    text = ", ".join(names)
+    return [f"{text}."] if text else []
 
 
 def _seeds(seeds: Sequence[int]) -> str:
@@ -85,7 +92,16 @@ def _absent(study: Study) -> list[str]:
     there = {(cell["task"], cell["setting"]) for cell in study.cells} | {*study.unfinished}
     damaged = "\n".join(study.damaged)
     asked = [(task, name) for task in study.config.get("tasks", ()) for name in study.config.get("settings", ())]
-    return ["/".join(own) for own in asked if own not in there and f"/{'/'.join(own)}/" not in damaged]
+    return _joined("/".join(own) for own in asked if own not in there and f"/{'/'.join(own)}/" not in damaged)
+
+
+def _files(workdir: Path | str, faults: Iterable[str]) -> list[str]:
+    """What is wrong with files, told once of all the cells of which it is true."""
+    found: dict[str, list[str]] = {}
+    for fault in dict.fromkeys(fault.replace(f"{Path(workdir)}/", "") for fault in faults):
+        own = re.fullmatch(r"([^/ ]+/[^/ ]+)/(\S+ .*)", fault)
+        found.setdefault(own[2] if own else fault, []).append(own[1] if own else "")
+    return [f"{', '.join(filter(None, cells))}{': ' * any(cells)}{fault}." for fault, cells in found.items()]
 
 
 def _lacking(cell: Cell, config: Mapping[str, Any]) -> list[str]:
@@ -105,9 +121,14 @@ def _fewer(cell: Cell, matrix: Matrix) -> list[str]:
     return [f"{_name(cell)}: {_seeds(without)} at rate {matrix.selected:g}."] if without else []
 
 
-def _edge(matrix: Matrix) -> str:
-    place = "smallest" if matrix.selected == matrix.rates[0] else "largest"
-    return f"{matrix.task}/{matrix.setting}: {matrix.selected:g} is the {place}; a rate beyond it may be better."
+def _edges(matrices: Iterable[Matrix]) -> list[str]:
+    """A line a rate: a rate beyond it may be better."""
+    found: dict[str, list[str]] = {}
+    for matrix in matrices:
+        if matrix.at_edge:
+            place = "smallest" if matrix.selected == matrix.rates[0] else "largest"
+            found.setdefault(f"{matrix.selected:g}, the {place}", []).append(f"{matrix.task}/{matrix.setting}")
+    return [f"{rate}: {', '.join(names)}." for rate, names in found.items()]
 
 
 def _constant(workdir: Path | str, cell: Cell, matrix: Matrix) -> list[str]:
