@@ -18,6 +18,7 @@ from lnflax.analysis.comparison import Against
 from lnflax.analysis.curves import make_curves
 from lnflax.analysis.entries import Reading
 from lnflax.analysis.grids import make_grids
+from lnflax.analysis.report import make_report
 from lnflax.analysis.tables import make_tables
 from lnflax.errors import InputError
 from lnflax.selection import HOW
@@ -76,17 +77,28 @@ def _tables(flags: argparse.Namespace) -> str:
     for name in VIEWS["paper"]:
         if name not in VIEWS[flags.view] and getattr(flags, name) not in (None, []):
             raise InputError(f"--{name}: --view={flags.view} does not read it")
-    if flags.margin is not None and flags.reference is None:
-        raise InputError("--margin: there is nothing to compare without --reference")
+    against = _against(flags)
     if flags.view == "curves":
         return make_curves(flags.workdir, flags.out)
-    given = {"how": flags.select, "ddof": flags.ddof, "metrics": dict(flags.metric)}
-    reading = Reading(**{name: value for name, value in given.items() if value is not None})
     if flags.view == "grid":
-        return make_grids(flags.workdir, flags.out, reading)
+        return make_grids(flags.workdir, flags.out, _reading(flags))
+    return make_tables(flags.workdir, flags.out, _reading(flags), flags.published, against)
+
+
+def _report(flags: argparse.Namespace) -> str:
+    return make_report(flags.workdir, flags.out, _reading(flags), flags.published, _against(flags))
+
+
+def _reading(flags: argparse.Namespace) -> Reading:
+    given = {"how": flags.select, "ddof": flags.ddof, "metrics": dict(flags.metric)}
+    return Reading(**{name: value for name, value in given.items() if value is not None})
+
+
+def _against(flags: argparse.Namespace) -> Against | None:
+    if flags.margin is not None and flags.reference is None:
+        raise InputError("--margin: there is nothing to compare without --reference")
     margin = {} if flags.margin is None else {"margin": flags.margin}
-    against = None if flags.reference is None else Against(flags.reference, **margin)
-    return make_tables(flags.workdir, flags.out, reading, flags.published, against)
+    return None if flags.reference is None else Against(flags.reference, **margin)
 
 
 def _distributions(flags: argparse.Namespace) -> str:
@@ -116,6 +128,20 @@ def _add_tables(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--view", choices=VIEWS, default="paper", help="the paper's tables, each cell's rate by seed, or every epoch"
     )
+    _add_reading(parser)
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=_report)
+    parser.add_argument("--workdir", required=True, help="the folder that train.py wrote")
+    parser.add_argument(
+        "--out", help="where the page goes, and its figures too (default: WORKDIR/analysis, no figures)"
+    )
+    _add_reading(parser)
+
+
+def _add_reading(parser: argparse.ArgumentParser) -> None:
+    """The flags that say how runs are read."""
     parser.add_argument("--reference", metavar="SETTING", help="compare every setting with this one, e.g. full")
     parser.add_argument(
         "--margin", type=_points, metavar="POINTS", help="how far from the reference is on a par (default 1)"
@@ -171,6 +197,7 @@ def _add_ablate(parser: argparse.ArgumentParser) -> None:
 
 COMMANDS = {
     "tables": (_add_tables, "the paper's Tables 1 to 4, and what they are read from"),
+    "report": (_add_report, "one page of all that a study says"),
     "distributions": (_add_distributions, "weights by module and block, before and after tuning (Figures 1 and 2)"),
     "outliers": (_add_outliers, "the outliers of each LayerNorm, and how far a study moved them"),
     "ablate": (_add_ablate, "what tuned models lose without their LayerNorms' outliers"),

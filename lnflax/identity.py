@@ -8,10 +8,10 @@ from typing import Any
 
 from lnflax import coverage, results
 from lnflax.errors import InputError
+from lnflax.results import CONTENTS
 from lnflax.task_data import TaskData
 
 EXTENDS = ("tasks", "settings", "seeds", "learning_rates")  # more of them join a study
-CONTENTS = "contents"  # SHA-256 of the body by how it is pooled, and of each task's splits
 GROWS = ("rules", CONTENTS)  # what both have must be the same
 NUMBERS_NOTHING = ("format", "save_minutes", "save_deltas", "model.name", "data.path")  # no number depends on them
 

@@ -27,6 +27,7 @@ RESULTS = "results.json"
 COST = "cost.json"
 PREDICTIONS = "predictions.safetensors"
 DELTAS = "deltas"
+CONTENTS = "contents"  # of config.json: SHA-256 of the body by how it is pooled, and of each task's splits
 
 _RESULT_FIELDS = ("task", "setting", "metric", "report_epoch", "ratio", "eval_examples", "runs")
 

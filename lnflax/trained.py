@@ -14,7 +14,7 @@ from lnflax import masks as masking
 from lnflax import rules
 from lnflax.results import FORMAT
 from lnflax.settings import Setting
-from lnflax.wording import ratio_percent
+from lnflax.wording import count_range, ratio_percent
 
 Tree = Any
 Parameters = list[dict[str, Any]]
@@ -188,16 +188,11 @@ def _row(given: Mapping[str, Any]) -> list[str]:
         f"{given['trained']:,}",
         ratio_percent(given["ratio"]),
         *(ratio_percent(given[key]["ratio"]) for key in ("with_head", "with_embeddings_norm")),
-        "unknown" if given["reachable"] is None else _range(given["reachable"]),
+        "unknown" if given["reachable"] is None else count_range(given["reachable"]),
     ]
 
 
 def _composition(given: Mapping[str, Any]) -> str:
     groups = {name: counts for name, counts in given["groups"].items() if name != "classifier" and any(counts)}
-    parts = (f"{name} {_range(counts)}" for name, counts in groups.items())
+    parts = (f"{name} {count_range(counts)}" for name, counts in groups.items())
     return f"{given['task']} {given['setting']}, drawn: {', '.join(parts)}"
-
-
-def _range(counts: Sequence[int]) -> str:
-    low, high = min(counts), max(counts)
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"

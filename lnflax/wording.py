@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 MISSING = "–"
 
@@ -37,3 +37,9 @@ def ratio_percent(ratio: float) -> str:
     share = 100 * ratio
     decimals = 3 if share == 0 or share >= 0.01 else 1 - math.floor(math.log10(share))
     return f"{share:.{decimals}f}".rstrip("0").rstrip(".") + " %"
+
+
+def count_range(counts: Sequence[int]) -> str:
+    """`36,864`, or `36,860–36,864` where the counts differ."""
+    low, high = min(counts), max(counts)
+    return f"{low:,}" if low == high else f"{low:,}–{high:,}"

@@ -161,7 +161,7 @@ def _data(workdir: Path, given: Config, task: str) -> TaskData:
     """The task, with the examples that the study had."""
     check_choice("--deltas", task, TASKS)
     data = task_data.load(given, task_data.open_source(given), TASKS[task])
-    there = results.read_json(workdir / results.CONFIG)["contents"]["data"][task]
+    there = results.read_json(workdir / results.CONFIG)[results.CONTENTS]["data"][task]
     for split, sha256 in data.contents.items():
         if there[split] != sha256:
             raise InputError(f"data.path: {task} {split} is {sha256} here and {there[split]} in {workdir}")

@@ -51,7 +51,7 @@ def read_evidence(workdir: Path | str, cell: Mapping[str, Any], metric: str, rat
     """
     folder = cell_folder(workdir, cell["task"], cell["setting"])
     measure, split = measured_on(cell, metric)
-    stored = _read(folder, cell["report_epoch"], split)
+    stored = read_stored(folder, cell["report_epoch"], split)
     if "tags" in cell and stored.offsets is None:
         raise InputError(f"{folder / PREDICTIONS} does not say where sentences of {split} begin: offsets/{split}")
     scores: dict[float, dict[int, float]] = {}
@@ -70,7 +70,12 @@ def read_evidence(workdir: Path | str, cell: Mapping[str, Any], metric: str, rat
     return Evidence(tuple(scores[rate]), found[rate], tuple(found[own] for own in whole), stored.labels)
 
 
-def _read(folder: Path, epoch: str, split: str) -> Stored:
+def read_stored(folder: Path, epoch: str, split: str) -> Stored:
+    """The predictions of a cell's folder, at one epoch and of one split.
+
+    Raises:
+        InputError: they are not there, not whole, or do not fit each other.
+    """
     path = folder / PREDICTIONS
     arrays, about = read_predictions(folder)
     try:

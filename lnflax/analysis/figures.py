@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from lnflax.errors import InputError
 from lnflax.storage import durable_write
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.figure import Figure as Canvas
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442")
@@ -22,6 +24,8 @@ GREY = "#7A7A7A"
 INK = "#1b1b1b"  # of words, ticks and frames: the page replaces it by its own
 WIDTH = 6.75  # inches of a text across two columns
 DPI = 200
+
+_HOVER = "hover: "
 
 _STYLE: Any = {
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs everywhere
@@ -33,7 +37,7 @@ _STYLE: Any = {
     "legend.fontsize": 7,
     "legend.frameon": False,
     "figure.dpi": DPI,
-    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.use": False,  # a canvas says its own layout; this one comes back at a second drawing
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
@@ -69,11 +73,17 @@ def style() -> Iterator[None]:
         yield
 
 
-def new_canvas(width: float = WIDTH, height: float = 3.0) -> Canvas:
-    """An empty canvas of so many inches, without a window; called inside `style`."""
+def new_canvas(
+    width: float = WIDTH, height: float = 3.0, layout: Literal["constrained"] | None = "constrained"
+) -> Canvas:
+    """An empty canvas of so many inches, without a window; called inside `style`.
+
+    Without a layout the margins are the caller's: `constrained` takes as long as all the rest of a many-panelled
+    figure.
+    """
     from matplotlib.figure import Figure as Canvas
 
-    return Canvas(figsize=(width, height))
+    return Canvas(figsize=(width, height), layout=layout)
 
 
 def write_figures(out: Path | str, figures: Iterable[Figure]) -> list[Path]:
@@ -92,9 +102,16 @@ def write_figures(out: Path | str, figures: Iterable[Figure]) -> list[Path]:
     return written
 
 
+def hover(artist: Artist, text: str) -> None:
+    """What a reader sees who points at a line or a mark of the SVG."""
+    artist.set_gid(f"{_HOVER}{text}")
+
+
 def svg(canvas: Canvas) -> str:
     """The canvas as an `<svg>` element."""
     text = _drawn(canvas, "svg", {"Date": None, "Creator": None}).decode()
+    # An artist's gid is the only word of ours that matplotlib writes into an SVG.
+    text = re.sub(f'<g id="{_HOVER}([^"]*)">', r'<g class="hover"><title>\1</title>', text)
     return text[text.index("<svg") :]
 
 

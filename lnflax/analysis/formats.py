@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,26 @@ def markdown(grid: Grid) -> str:
     rule = ["-" * width if index < grid.names else "-" * (width - 1) + ":" for index, width in enumerate(widths)]
     text = "\n".join(line(cells) for cells in (lines[0], rule, *lines[1:])) + "\n"
     return f"{text}\n{grid.footnote}\n" if grid.footnote else text
+
+
+def read_markdown(text: str) -> list[tuple[str, Grid]]:
+    """The tables of a Markdown text, as `markdown` writes them, each with the last line of words before it."""
+    found: list[tuple[str, list[list[str]]]] = []
+    title, inside = "", False
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("|"):
+            if not inside:
+                found.append((title, []))
+            cells = re.split(r"(?<!\\)\|", line[1:].removesuffix("|"))
+            found[-1][1].append([cell.strip().replace("\\|", "|") for cell in cells])
+        elif line:
+            title = line.lstrip("# ")
+        inside = line.startswith("|")
+    grids = []
+    for title, (header, rule, *rows) in found:
+        names = next((place for place, mark in enumerate(rule) if mark.endswith(":")), len(rule))
+        grids.append((title, Grid(tuple(header), tuple(map(tuple, rows)), names)))
+    return grids
 
 
 def _escape(text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,36 @@ CSV_FIELDS = (
 )
 
 
+@dataclass(frozen=True)
+class Matrix:
+    """A cell at every rate and seed, ascending: as text, and its scores as fractions `[rates][seeds]`, None where a run
+    has none; `selected` is the reported rate."""
+
+    task: str
+    setting: str
+    metric: str
+    epoch: str
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    scores: tuple[tuple[float | None, ...], ...]
+    selected: float | None
+    at_edge: bool
+    grid: Grid
+
+    @property
+    def title(self) -> str:
+        """The cell, and what the numbers are."""
+        return f"{self.task}, {self.setting}: {self.metric}, {self.epoch} epoch"
+
+
 def make_grids(workdir: Path | str, out: Path | str | None = None, reading: Reading | None = None) -> str:
     """A matrix a cell as Markdown; with `out` also written there as grid.md and, a line a run, as grid.csv."""
     study, reading = read_study(workdir), reading or Reading()
     cells = study.cells
     check_metrics(cells, reading)
-    text = "\n".join(_section(cell, reading) for cell in cells) + (f"\n{study.missing}\n" if study.missing else "")
+    matrices = [make_matrix(cell, reading) for cell in cells]
+    text = "\n".join(f"## {own.title}\n\n{formats.markdown(own.grid)}" for own in matrices)
+    text += f"\n{study.missing}\n" if study.missing else ""
     if out is None:
         return text
     records = [record for cell in cells for record in _records(cell, reading)]
@@ -39,22 +64,29 @@ def _chosen(cell: Mapping[str, Any], reading: Reading) -> tuple[str, str, dict[s
     return metric, epoch, selection.select(cell["runs"], metric, epoch, how=reading.how, ddof=reading.ddof)
 
 
-def _section(cell: Mapping[str, Any], reading: Reading) -> str:
+def make_matrix(cell: Mapping[str, Any], reading: Reading) -> Matrix:
+    """The matrix of a cell's results.json."""
     metric, epoch, chosen = _chosen(cell, reading)
     runs = {(run["learning_rate"], run["seed"]): run for run in cell["runs"]}
-    seeds, rates = (sorted({key[place] for key in runs}) for place in (1, 0))
-    rows = []
+    seeds, rates = (tuple(sorted({key[place] for key in runs})) for place in (1, 0))
+    rows, scores = [], []
     for rate in rates:
         mean = selection.at_rate(cell["runs"], rate, metric, epoch, reading.ddof)
-        of_seeds = [_text(runs.get((rate, seed)), metric, epoch) for seed in seeds]
+        of_seeds = [runs.get((rate, seed)) for seed in seeds]
         place = "selected, edge of the grid" if chosen["at_edge"] else "selected"
         shown = place if rate == chosen["learning_rate"] else ""
-        rows.append((f"{rate:g}", *of_seeds, wording.mean_std(mean["mean"], mean["std"]), shown))
+        texts = [_text(run, metric, epoch) for run in of_seeds]
+        rows.append((f"{rate:g}", *texts, wording.mean_std(mean["mean"], mean["std"]), shown))
+        scores.append(tuple(run and selection.score(run, metric, epoch) for run in of_seeds))
     header = ("rate", *(f"seed {seed}" for seed in seeds), "mean ± std", "")
     mark = f"{formats.DIVERGED_MARK} diverged at this step."
     footnote = mark if any(run["status"] == "diverged" for run in cell["runs"]) else ""
-    grid = formats.markdown(Grid(header, tuple(rows), footnote=footnote))
-    return f"## {cell['task']}, {cell['setting']}: {metric}, {epoch} epoch\n\n{grid}"
+    return Matrix(
+        *(cell["task"], cell["setting"], metric, epoch, rates, seeds, tuple(scores)),
+        selected=chosen["learning_rate"],
+        at_edge=chosen["at_edge"],
+        grid=Grid(header, tuple(rows), footnote=footnote),
+    )
 
 
 def _text(run: Mapping[str, Any] | None, metric: str, epoch: str) -> str:

@@ -37,9 +37,10 @@ _FOOTNOTES = {
 
 @dataclass(frozen=True)
 class Table:
-    """One table of the paper: its grid, the details of its cells, and the same as rows for CSV."""
+    """One table of the paper: the cells that it shows, its grid, the details, and the same as rows for CSV."""
 
     name: str
+    shown: tuple[Entry, ...]
     grid: Grid
     details: Grid
     records: tuple[tuple[Any, ...], ...]
@@ -69,11 +70,7 @@ def make_tables(
     Raises:
         InputError: bad input, on one line.
     """
-    study = read_study(workdir)
-    tasks = dict.fromkeys((*TASKS, *TOKEN_TASKS, *(cell["task"] for cell in study.cells)))
-    settings = dict.fromkeys((*MODULES, *(cell["setting"] for cell in study.cells)))
-    numbers = read_published(published, settings, tasks) if published is not None else Published()
-    tables = build_tables(workdir, study, reading or Reading(), numbers, against)
+    study, tables = read_tables(workdir, reading or Reading(), published, against)
     last = f"\n{study.missing}\n" if study.missing else ""
     text = "\n".join(table.markdown() for table in tables) + last
     if out is None:
@@ -87,6 +84,21 @@ def make_tables(
             written.append(Path(out) / f"{table.name}.{suffix}")
             durable_write(written[-1], form.encode())
     return f"{text}\nWritten: {', '.join(map(str, written))}\n"
+
+
+def read_tables(
+    workdir: Path | str, reading: Reading, published: Path | str | None, against: Against | None
+) -> tuple[Study, list[Table]]:
+    """A run folder and its tables.
+
+    Raises:
+        InputError: bad input, on one line.
+    """
+    study = read_study(workdir)
+    tasks = dict.fromkeys((*TASKS, *TOKEN_TASKS, *(cell["task"] for cell in study.cells)))
+    settings = dict.fromkeys((*MODULES, *(cell["setting"] for cell in study.cells)))
+    numbers = read_published(published, settings, tasks) if published is not None else Published()
+    return study, build_tables(workdir, study, reading, numbers, against)
 
 
 def build_tables(
@@ -143,6 +155,7 @@ def _table(
     support = comparison.support(samples, keys, against)
     return Table(
         name,
+        tuple(shown),
         _grid(settings, tasks, entries, numbers, support),
         details.details(shown, support),
         details.records(name, shown, numbers, support),
