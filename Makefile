@@ -28,6 +28,7 @@ $(VENV)/.peft: $(VENV)/.torch
 demo: $(VENV)/.installed
 	GLIBC_TUNABLES=glibc.malloc.hugetlb=1 $(BIN)/python train.py --config=configs/demo.py --workdir=$(DEMO)
 	$(BIN)/python analyze.py tables --workdir=$(DEMO) --out=$(DEMO)/tables
+	$(BIN)/python analyze.py report --workdir=$(DEMO)
 	@$(BIN)/python -c 'from configs import demo; print(demo.__doc__)'
 
 test: $(VENV)/.installed

@@ -3,8 +3,8 @@
     python train.py --config=configs/table1.py --workdir=runs/table1 --dry_run
     python train.py --config=configs/table1.py --workdir=runs/table1
     python analyze.py tables --workdir=runs/table1 --out=runs/table1/tables
-    python analyze.py report --workdir=runs/table1
     python analyze.py distributions --workdir=runs/table1 --out=runs/table1/analysis    # Figures 1 and 2
+    python analyze.py report --workdir=runs/table1
 
 Expected, by the paper: LayerNorms close to full fine-tuning with 0.034 % of its parameters, either of the two norms
 close to both, the random control well below.
