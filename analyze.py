@@ -189,9 +189,9 @@ def _add_ablate(parser: argparse.ArgumentParser) -> None:
     what = "WORKDIR/TASK/SETTING/deltas (the selected rate's runs), or files of it"
     parser.add_argument("--deltas", required=True, nargs="+", type=Path, metavar="PATH", help=what)
     parser.add_argument(
-        "--counts", nargs="+", type=_count, default=[1, 4, 16, 64], metavar="N", help="scalars of each LayerNorm"
+        "--counts", nargs="+", type=_count, default=[4, 16, 64], metavar="N", help="scalars of each LayerNorm"
     )
-    parser.add_argument("--draws", type=_count, default=5, help="draws of as many random scalars (default 5)")
+    parser.add_argument("--draws", type=_count, default=3, help="draws of as many random scalars (default 3)")
     parser.add_argument("--out", help="also write ablation-TASK-SETTING as .md, .csv and a figure")
 
 
