@@ -160,6 +160,7 @@ def _ticks(axes: Any, own: Summary, height: float, colour: str) -> None:
 
 def _change(change: Change) -> Canvas:
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import LogLocator
 
     rows = weight_tables.blocks(change.relative)
     values = 100 * np.array([[_value(change.relative, column, block) for column in COLUMNS] for block in rows])
@@ -180,7 +181,11 @@ def _change(change: Change) -> Canvas:
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_ylabel("block")
     if len(moved):
-        canvas.colorbar(image, ax=axes, label="relative change, %", fraction=0.04).outline.set_visible(False)
+        bar = canvas.colorbar(
+            image, ax=axes, label="relative change, %", fraction=0.04, ticks=LogLocator(subs=(1, 2, 5)), format="%g"
+        )
+        bar.minorticks_off()
+        bar.outline.set_visible(False)
     return canvas
 
 
