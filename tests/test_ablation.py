@@ -118,6 +118,7 @@ def test_the_command_writes_table_and_figure(workdir, tmp_path, capsys, monkeypa
     assert len(lines) == 5 and lines[1].startswith("rte,layernorms,accuracy,")
     caption = (tmp_path / "ablation-rte-layernorms.txt").read_text()
     assert "384 examples" in caption and "seeds 0, 1" in caption and "mean over 2 draws" in caption
+    assert caption.endswith(f"Command: python analyze.py {' '.join(line)}\n")
 
 
 def refused(*paths, counts=(1,)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,9 @@ def make_ablation(paths: Sequence[Path], counts: Sequence[int], draws: int, out:
         InputError: bad input, on one line.
     """
     made = ablate(paths, counts, draws)
-    text = markdown(made)
+    given = {"deltas": paths, "counts": counts, "draws": [draws], "out": [out] if out is not None else []}
+    words = [word for name, values in given.items() if values for word in (f"--{name}", *map(str, values))]
+    text = markdown(made, shlex.join(["python", "analyze.py", "ablate", *words]))
     if out is None:
         return text
     name = f"ablation-{made.cell['task']}-{made.cell['setting']}"
@@ -39,7 +42,7 @@ def make_ablation(paths: Sequence[Path], counts: Sequence[int], draws: int, out:
     written = [Path(out) / f"{name}.{suffix}" for suffix in forms]
     for path, form in zip(written, forms.values(), strict=True):
         durable_write(path, form.encode())
-    written += figures.write_figures(out, [draw(name, made)])
+    written += figures.write_figures(out, [draw(name, made, text.splitlines()[-1])])
     return f"{text}\nWritten: {', '.join(map(str, written))}\n"
 
 
@@ -56,8 +59,8 @@ def rows(made: Ablation) -> Iterator[tuple[Any, ...]]:
         )
 
 
-def markdown(made: Ablation) -> str:
-    """Title, table and notes."""
+def markdown(made: Ablation, command: str) -> str:
+    """Title, table, and on the last line what was measured and by which command."""
     lines = [
         (
             *(f"{effect.count:,}", effect.to, *_cells(effect.outliers), *_cells(effect.random)),
@@ -67,7 +70,7 @@ def markdown(made: Ablation) -> str:
         for effect in made.effects
     ]
     title = f"## {made.cell['task']}, {made.cell['setting']}: {made.metric} without outliers"
-    return f"{title}\n\n{formats.markdown(Grid(_HEADER, tuple(lines), names=2))}\n{caption(made)}\n"
+    return f"{title}\n\n{formats.markdown(Grid(_HEADER, tuple(lines), names=2))}\n{caption(made)} Command: {command}\n"
 
 
 def _cells(change: Change) -> tuple[str, str]:
@@ -90,8 +93,8 @@ def caption(made: Ablation) -> str:
 
 
 @figures.style()
-def draw(name: str, made: Ablation) -> Figure:
-    """The score over the number of scalars of each norm, a panel a treatment."""
+def draw(name: str, made: Ablation, told: str) -> Figure:
+    """The score over the number of scalars of each norm, a panel a treatment; `told` is its caption."""
     canvas = figures.new_canvas(height=2.6)
     panels = canvas.subplots(1, len(TREATMENTS), sharey=True)
     for axes, to in zip(panels, TREATMENTS, strict=True):
@@ -101,7 +104,7 @@ def draw(name: str, made: Ablation) -> Figure:
         axes.set_xlabel("scalars of each LayerNorm")
     panels[0].set_ylabel(f"{made.cell['task']}, {made.metric} (points)")
     panels[0].legend(loc="lower left")
-    return Figure(name, canvas, caption(made))
+    return Figure(name, canvas, told)
 
 
 def _panel(axes: Any, effects: Sequence[Effect], tuned: float) -> None:
@@ -122,4 +125,5 @@ def _panel(axes: Any, effects: Sequence[Effect], tuned: float) -> None:
         axes.vlines(
             places, points(low for low, _ in ends), points(high for _, high in ends), color=colour, linewidth=0.8
         )
+    axes.margins(x=0.08)
     axes.set_xticks(list(places), [f"{effect.count:,}" for effect in effects])
