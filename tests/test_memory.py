@@ -278,7 +278,6 @@ def test_the_line_meets_programs_of_other_sizes(setting):
         ("layernorms", 8, (1, 7), (3, 7)),
         ("layernorms", 6, (1, 4), (3, 7)),
         ("full", 80, (3, 7), (3, 7)),
-        ("full", 24, (1, 7), (1, 7)),
     ],
 )
 def test_bert_base_is_planned_from_shapes(setting, gib, chunks, part):
