@@ -144,7 +144,7 @@ def _course(axes: Axes, cell: Course) -> set[str]:
         figures.hover(drawn, f"rate {rate:g}, seed {seed}: {values[-1]:.1f} at epoch {epochs[-1]}")
         if epochs[-1] < last:
             axes.plot(epochs[-1:], values[-1:], "x", color=colour, markersize=4)
-    axes.locator_params(axis="x", integer=True, nbins=4)
+    axes.locator_params(axis="x", integer=True, nbins=4, min_n_ticks=1)
     return seen
 
 

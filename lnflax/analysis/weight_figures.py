@@ -27,7 +27,7 @@ TITLES = {
 TUNED = COLOURS[0]
 PALE = "#d0d0d0"
 FAINT = 0.03  # of the highest density
-SHOWN = 400  # places of a curve, and ticks beside it
+SHOWN = 240  # places of a curve, and ticks beside it
 SMOOTHED = "Densities are histograms smoothed as the table's note says; each is as it counts modes."
 
 
