@@ -170,17 +170,22 @@ def read_results(workdir: Path | str, task: str, setting: str) -> dict[str, Any]
     return results
 
 
+def kept_deltas(workdir: Path | str, cell: Mapping[str, Any]) -> dict[int, Path]:
+    """The deltas of a cell's runs at the selected rate, by seed; none where none was kept."""
+    folder, rate = cell_folder(workdir, cell["task"], cell["setting"]), cell["selected"]["learning_rate"]
+    own = (run for run in cell["runs"] if run["learning_rate"] == rate and run["delta"])
+    return {run["seed"]: folder / run["delta"] for run in own}
+
+
 def chosen_deltas(workdir: Path | str, cell: Mapping[str, Any]) -> list[Path]:
-    """The deltas of a cell's runs at the selected rate, by seed.
+    """The same without their seeds.
 
     Raises:
         InputError: the cell has none.
     """
-    task, setting, rate = cell["task"], cell["setting"], cell["selected"]["learning_rate"]
-    own = [run["delta"] for run in cell["runs"] if run["learning_rate"] == rate and run["delta"]]
-    if not own:
-        raise InputError(f"{task}/{setting} has no deltas: train it with --config.save_deltas=best")
-    return [cell_folder(workdir, task, setting) / path for path in own]
+    if own := list(kept_deltas(workdir, cell).values()):
+        return own
+    raise InputError(f"{cell['task']}/{cell['setting']} has no deltas: train it with --config.save_deltas=best")
 
 
 def damage(workdir: Path | str, task: str, setting: str) -> list[Damaged]:

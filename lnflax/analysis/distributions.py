@@ -10,7 +10,6 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -87,7 +86,7 @@ def choose(workdir: Path | str, study: Study, wanted: Wanted) -> tuple[list[Path
             check_choice(f"--{field}", name, dict.fromkeys(cell[field] for cell in study.cells))
     fields = {**given, "setting": wanted.setting or SETTING}
     cells = [cell for cell in study.cells if all(name in (None, cell[field]) for field, name in fields.items())]
-    kept = {f"{cell['task']}/{cell['setting']}": _by_seed(workdir, cell) for cell in cells}
+    kept = {f"{cell['task']}/{cell['setting']}": results.kept_deltas(workdir, cell) for cell in cells}
     seeds = sorted({seed for own in kept.values() for seed in own})
     if seeds and wanted.seed is not None and wanted.seed not in seeds:
         raise InputError(f"--seed: {wanted.seed} has no delta; allowed are {', '.join(map(str, seeds))}")
@@ -101,20 +100,9 @@ def choose(workdir: Path | str, study: Study, wanted: Wanted) -> tuple[list[Path
     what = f"{wanted.task or 'any task'}/{fields['setting']}"
     line = f"no finished cell of {what} has deltas: train it with --config.save_deltas=best"
     if wanted != Wanted():
-        have = [f"{cell['task']}/{cell['setting']}" for cell in study.cells if _by_seed(workdir, cell)]
+        have = [f"{cell['task']}/{cell['setting']}" for cell in study.cells if results.kept_deltas(workdir, cell)]
         raise InputError(f"workdir: {line}; cells that have some: {', '.join(have) or 'none'}")
     return [], [f"The checkpoint alone: {line}."]
-
-
-def _by_seed(workdir: Path | str, cell: Mapping[str, Any]) -> dict[int, Path]:
-    """The deltas of a cell at its selected rate; none where none was kept."""
-    try:
-        paths = results.chosen_deltas(workdir, cell)
-    except InputError:
-        return {}
-    folder = results.cell_folder(workdir, cell["task"], cell["setting"])
-    seeds = {folder / run["delta"]: run["seed"] for run in cell["runs"] if run["delta"]}
-    return {seeds[path]: path for path in paths}
 
 
 def _tuned(delta: Delta, body: Body, sha256: str, where: str) -> Tuned:

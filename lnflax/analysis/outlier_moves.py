@@ -11,7 +11,6 @@ import numpy as np
 from lnflax import deltas, results, settings
 from lnflax.analysis.outlier_choice import KINDS, LEAVES, Outliers, pool_of
 from lnflax.deltas import Delta
-from lnflax.errors import InputError
 from lnflax.storage import Damaged
 from lnflax.task_data import Model
 
@@ -118,12 +117,10 @@ def read(
     lacking, untouched, notes = [], [], []
     for cell in cells:
         name = f"{cell['task']}/{cell['setting']}"
-        try:
-            paths = results.chosen_deltas(workdir, cell)
-        except InputError:
+        paths = results.kept_deltas(workdir, cell)
+        if not paths:
             lacking.append(name)
-            continue
-        for path in paths:
+        for path in paths.values():
             try:
                 delta = deltas.read(path)
             except Damaged as error:
