@@ -23,6 +23,9 @@ BUFFERS = r"(bert\.)?embeddings\.(position_ids|token_type_ids)"
 HEADS = r"(cls|classifier|qa_outputs)\..*"  # of pretraining or of other tasks: ours starts fresh
 VOCABULARY = "tokenizer.json or vocab.txt"
 LEAVES = {"weight": "kernel", "gamma": "scale", "beta": "bias"}
+POOLER = r"(bert\.)?pooler\.dense\.(weight|bias)"
+CLASSIFIER = ("classifier.weight", "classifier.bias")
+TAGGER = "ForTokenClassification"  # how the architecture's name of one that answers for words ends
 
 
 def find(name: str) -> Path:
@@ -55,16 +58,7 @@ def read_config(folder: Path, *, pooling: str, num_outputs: int, dtype: str) -> 
     Raises:
         InputError: the file is missing, is not JSON, misses a field, or describes another architecture.
     """
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"model.name: {folder} has no config.json") from error
-    except (OSError, ValueError) as error:
-        raise InputError(f"model.name: {path} cannot be read: {error}") from error
-    if not isinstance(raw, dict) or raw.get("model_type", "bert") != "bert":
-        given = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
-        raise InputError(f"model.name: {path}: model_type {given!r}; allowed is bert")
+    path, raw = folder / "config.json", read_raw(folder)
     if raw.get("position_embedding_type", "absolute") != "absolute":
         raise InputError(f"model.name: {path}: position_embedding_type must be absolute")
     if (act := raw.get("hidden_act", "gelu")) not in list(bert.ACTIVATIONS):
@@ -87,6 +81,25 @@ def read_config(folder: Path, *, pooling: str, num_outputs: int, dtype: str) -> 
         heads = config.num_attention_heads
         raise InputError(f"model.name: {path}: hidden_size {config.hidden_size} does not divide by {heads} heads")
     return config
+
+
+def read_raw(folder: Path) -> dict[str, Any]:
+    """`config.json` of a BERT's checkpoint as it is.
+
+    Raises:
+        InputError: the file is missing, is not JSON, or describes another architecture.
+    """
+    path = folder / "config.json"
+    try:
+        raw = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"model.name: {folder} has no config.json") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.name: {path} cannot be read: {error}") from error
+    if not isinstance(raw, dict) or raw.get("model_type", "bert") != "bert":
+        given = raw.get("model_type") if isinstance(raw, dict) else type(raw).__name__
+        raise InputError(f"model.name: {path}: model_type {given!r}; allowed is bert")
+    return raw
 
 
 class Body(Mapping[str, np.ndarray]):
@@ -135,9 +148,7 @@ def open_body(folder: Path, config: BertConfig) -> Body:
     Raises:
         InputError: the file is missing or damaged, or a parameter is missing, left over, or of a wrong shape.
     """
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise InputError(f"model.name: {folder} has no model.safetensors (other formats are not read)")
+    path = _weights(folder)
     with _opened(path) as file:
         foreign = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
     ours = {name: to_path(name) for name in foreign if not re.fullmatch(f"{BUFFERS}|{HEADS}", name)}
@@ -168,6 +179,56 @@ def read_body(folder: Path, config: BertConfig) -> dict[str, np.ndarray]:
         InputError: as there.
     """
     return dict(open_body(folder, config))
+
+
+def has_pooler(folder: Path) -> bool:
+    """Whether the checkpoint's file holds one.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    with _opened(_weights(folder)) as file:
+        return sum(re.fullmatch(POOLER, name) is not None for name in file.keys()) == 2  # noqa: SIM118 - no mapping
+
+
+def read_head(folder: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...], bool]:
+    """A classifier of the checkpoint's own: its leaves by path, what its outputs are called, whether it tags words.
+
+    No leaves where the checkpoint has none; no names of a regression.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    with _opened(_weights(folder)) as file:
+        if not set(CLASSIFIER) <= set(file.keys()):
+            return {}, (), False
+        weight, bias = (np.asarray(file.get_tensor(name), np.float32) for name in CLASSIFIER)
+    raw = read_raw(folder)
+    named = raw.get("id2label") or {}
+    count = len(bias)
+    labels = tuple(str(named.get(str(i), f"LABEL_{i}")) for i in range(count)) if count > 1 else ()
+    tagged = any(str(name).endswith(TAGGER) for name in raw.get("architectures") or ())
+    return {"classifier/bias": bias, "classifier/kernel": np.ascontiguousarray(weight.T)}, labels, tagged
+
+
+def _weights(folder: Path) -> Path:
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise InputError(f"model.name: {folder} has no model.safetensors (other formats are not read)")
+    return path
+
+
+def to_name(path: str) -> str:
+    """A path of ours to PyTorch's name today, the inverse of `to_path`.
+
+    `bert/encoder/layer/0/output/LayerNorm/scale` gives `bert.encoder.layer.0.output.LayerNorm.weight`.
+    """
+    return re.sub(r"\.(kernel|scale|embedding)$", ".weight", path.replace("/", "."))
+
+
+def to_foreign(path: str, value: np.ndarray) -> np.ndarray:
+    """A value of ours as PyTorch has it: kernels `[out, in]`."""
+    return np.ascontiguousarray(value.T) if path.endswith("/kernel") else value
 
 
 def to_path(name: str) -> str:
