@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -37,13 +37,13 @@ class Scalars:
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """The run that a delta is of, and the body that it applies to."""
+    """The run that a delta is of, and the body that it applies to; None is what no single run tells."""
 
     task: str
     setting: str
-    seed: int
-    learning_rate: float
-    epoch: int
+    seed: int | None
+    learning_rate: float | None
+    epoch: int | None
     base_sha256: str
     pooling: str
     labels: tuple[str, ...]  # names of the head's outputs; none of a regression
@@ -63,16 +63,39 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_count(value: Any) -> bool:
-    return type(value) is int and value >= 0
+    return value is None or (type(value) is int and value >= 0)
+
+
+def _is_rate(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and 0 < value < math.inf)
 
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(TEXTS, _is_text),
     "seed": _is_count,
     "epoch": _is_count,
-    "learning_rate": lambda value: isinstance(value, float) and 0 < value < math.inf,
+    "learning_rate": _is_rate,
     "labels": lambda value: isinstance(value, list) and all(isinstance(label, str) for label in value),
 }
+
+
+class Run(NamedTuple):
+    """Which run of its cell a delta is of, and at which epoch."""
+
+    seed: int
+    learning_rate: float
+    epoch: int
+
+
+def run_of(about: About) -> Run:
+    """The run of a delta that a study has written.
+
+    Raises:
+        InputError: the delta is of no single run: an average, or imported.
+    """
+    if about.seed is None or about.learning_rate is None or about.epoch is None:
+        raise InputError(f"a delta of {about.task}/{about.setting} is of no single run: an average, or imported")
+    return Run(about.seed, about.learning_rate, about.epoch)
 
 
 def name(seed: int, learning_rate: float) -> str:

@@ -242,18 +242,19 @@ class CellTraining:
             row = self.log.reported()[s, r]
             if row is None or row["epoch"] != number or self.log.diverged[s, r]:
                 continue
+            seed, rate = config.seeds[s], config.learning_rates[r]
             about = deltas.About(
                 task=data.task.name,
                 setting=self.cell.setting.name,
-                seed=config.seeds[s],
-                learning_rate=config.learning_rates[r],
+                seed=seed,
+                learning_rate=rate,
                 epoch=number,
                 base_sha256=data.model.sha256,
                 pooling=data.shape.pooling,
                 labels=data.task.labels,
             )
             delta = deltas.make(about, jax.tree.map(lambda x: x[i, j], values), masks[i])  # noqa: B023 - called at once
-            deltas.write(self.folder / deltas.name(about.seed, about.learning_rate), delta)
+            deltas.write(self.folder / deltas.name(seed, rate), delta)
 
     def _settle_deltas(self, runs: list[dict[str, Any]], rate: float | None) -> None:
         """Tells each run where its delta lies, and lets those go that are not asked for."""

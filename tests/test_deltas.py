@@ -1,5 +1,6 @@
 """What a run has trained, as a file: what is in it, that it gives back the run's own predictions, what is refused."""
 
+import dataclasses
 import json
 import random
 import tracemalloc
@@ -71,6 +72,13 @@ def test_what_is_read_is_what_was_written(tmp_path):
     assert (tmp_path / "again").read_bytes() == first
 
 
+def test_a_delta_of_no_single_run_says_so(tmp_path):
+    about = dataclasses.replace(ABOUT, seed=None, learning_rate=None, epoch=None)
+    deltas.write(tmp_path / "d", Delta(about, {"classifier/bias": np.float32([1, 2])}, {}))
+    assert tensors.unpack((tmp_path / "d").read_bytes())[1]["seed"] == "null"
+    assert deltas.read(tmp_path / "d").about == about
+
+
 def body():
     return {NORM: np.float32([1, 1]), KERNEL: np.float32([[1, 2], [3, 4]])}
 
@@ -112,7 +120,8 @@ BROKEN = {
     "foreign": ({"a": np.float32([1])}, {}, "is no delta of format 1"),
     "no seed": ({}, {name: word for name, word in WORDS.items() if name != "seed"}, "its metadata lack seed"),
     "no number": ({}, WORDS | {"epoch": "two"}, "epoch of its metadata is not JSON"),
-    "no rate": ({}, WORDS | {"learning_rate": "null"}, "learning_rate of its metadata is 'null'"),
+    "no rate": ({}, WORDS | {"learning_rate": "0.0"}, "learning_rate of its metadata is '0.0'"),
+    "no epoch": ({}, WORDS | {"epoch": "-1"}, "epoch of its metadata is '-1'"),
     "doubles": ({"a": np.float64([1])}, WORDS, "a is F64; a delta has F32 there"),
     "no index": ({"a.value": np.float32([1])}, WORDS, "a.value is there, and a.index is not"),
     "no value": ({"a.index": np.int32([1])}, WORDS, "a.index is there, and a.value is not"),

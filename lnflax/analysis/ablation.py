@@ -8,22 +8,20 @@ treated alike, in several draws.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lnflax import cells, config, deltas, masks, results, rules, task_data, variants
+from lnflax import cells, finished, masks, rules, variants
 from lnflax.analysis import significance
 from lnflax.analysis.comparison import Interval
 from lnflax.analysis.entries import measured_on
 from lnflax.analysis.evidence import Stored, sums_at
 from lnflax.config import Config
-from lnflax.deltas import Delta
-from lnflax.errors import InputError, check_choice
+from lnflax.errors import InputError
 from lnflax.task_data import TaskData
-from lnflax.tasks import TASKS
 from lnflax.variants import Leaves
 
 PRETRAINED, ZERO = TREATMENTS = ("pretrained", "zero")
@@ -91,13 +89,9 @@ def ablate(paths: Sequence[Path], counts: Sequence[int], draws: int) -> Ablation
         InputError: a path is no delta of a run folder, or they are of several cells or rates, or the model or the data
             is another one than they were trained with.
     """
-    workdir, cell, files = _find(paths)
-    own = [deltas.read(path) for path in files]
-    if len(rates := {delta.about.learning_rate for delta in own}) > 1:
-        raise InputError(f"--deltas: they are of the rates {', '.join(f'{x:g}' for x in sorted(rates))}; give one's")
-    given = _config(workdir, cell, own)
-    data = _data(workdir, given, cell["task"])
-    shape, base = data.shape, data.model.body
+    own = finished.read(paths)
+    cell, given, data = own.cell, own.config, own.data
+    base = data.model.body
     treatments = [
         *(Treatment(count, OUTLIERS, to) for count in counts for to in TREATMENTS),
         *(Treatment(count, RANDOM, to, draw) for count in counts for draw in range(draws) for to in TREATMENTS),
@@ -105,27 +99,26 @@ def ablate(paths: Sequence[Path], counts: Sequence[int], draws: int) -> Ablation
     chosen = {way: _chosen(given, data, *way) for way in dict.fromkeys((t.count, t.chosen, t.draw) for t in treatments)}
     measure, split = measured_on(cell, cell["metric"])
     predictions = []
-    for delta, path in zip(own, files, strict=True):
-        tuned = {**base, **dict(deltas.changes(delta, base, data.model.sha256, str(path))), **deltas.head(delta)}
+    for number in range(len(own.seeds)):
+        tuned = own.tuned(number)
         changed = [treat(tuned, base, chosen[t.count, t.chosen, t.draw], t.to) for t in treatments]
         predictions.append(variants.predict(data, given, tuned, [{}, *changed])[split])
     examples = data.evals[split]
-    seeds = [delta.about.seed for delta in own]
     stored = Stored(
         predictions=np.stack(predictions),
         labels=examples.labels,
         offsets=examples.label_offsets if data.task.tagged else None,
-        seeds=seeds,
+        seeds=list(own.seeds),
         rates=list(range(1 + len(treatments))),
         names=[*data.task.labels, *data.task.unseen],
     )
     tuned_score, effects = _effects(measure, split, cell["task"], stored, treatments)
     return Ablation(
         cell=cell,
-        learning_rate=own[0].about.learning_rate,
-        seeds=tuple(seeds),
+        learning_rate=own.learning_rate,
+        seeds=own.seeds,
         pool=given.options.outlier_pool,
-        norms={"both": 2, "a": 1, "f": 1}[given.options.outlier_norms] * shape.num_hidden_layers,
+        norms={"both": 2, "a": 1, "f": 1}[given.options.outlier_norms] * data.shape.num_hidden_layers,
         draws=draws,
         metric=cell["metric"],
         split=split,
@@ -133,39 +126,6 @@ def ablate(paths: Sequence[Path], counts: Sequence[int], draws: int) -> Ablation
         tuned=tuned_score,
         effects=effects,
     )
-
-
-def _find(paths: Sequence[Path]) -> tuple[Path, dict[str, Any], list[Path]]:
-    """The workdir, the cell's results.json, and the deltas."""
-    folders = {path if path.is_dir() else path.parent for path in (path.resolve() for path in paths)}
-    folder = min(folders)
-    if len(folders) > 1:
-        raise InputError(f"--deltas: they are of several cells: {', '.join(map(str, sorted(folders)))}")
-    if folder.name != results.DELTAS or not results.is_done(folder.parent):
-        raise InputError(f"--deltas: {folder} is not WORKDIR/TASK/SETTING/{results.DELTAS} of a finished cell")
-    workdir, task, setting = folder.parents[2], folder.parent.parent.name, folder.parent.name
-    cell = results.read_results(workdir, task, setting)
-    given = [path for path in paths if not path.is_dir()]
-    return workdir, cell, given or results.chosen_deltas(workdir, cell)
-
-
-def _config(workdir: Path, cell: Mapping[str, Any], own: Iterable[Delta]) -> Config:
-    """The study's config, of the cell and the deltas' runs alone."""
-    for delta in own:
-        if (delta.about.task, delta.about.setting) != (cell["task"], cell["setting"]):
-            raise InputError(f"--deltas: one of {delta.about.task}/{delta.about.setting} lies there: was it moved?")
-    return config.of_record(results.read_json(workdir / results.CONFIG))
-
-
-def _data(workdir: Path, given: Config, task: str) -> TaskData:
-    """The task, with the examples that the study had."""
-    check_choice("--deltas", task, TASKS)
-    data = task_data.load(given, task_data.open_source(given), TASKS[task])
-    there = results.read_json(workdir / results.CONFIG)[results.CONTENTS]["data"][task]
-    for split, sha256 in data.contents.items():
-        if there[split] != sha256:
-            raise InputError(f"data.path: {task} {split} is {sha256} here and {there[split]} in {workdir}")
-    return data
 
 
 def _chosen(given: Config, data: TaskData, count: int, chosen: str, draw: int) -> dict[str, np.ndarray]:

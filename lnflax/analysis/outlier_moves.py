@@ -94,8 +94,7 @@ def of_run(outliers: Outliers, delta: Delta, model: Model, where: str) -> list[M
             if among.any():
                 parts = (among & outliers.chosen[rule], among & ~outliers.chosen[rule])
                 own = (_distance(moved[part], size[part]) for part in parts)
-                run = (about.task, about.setting, about.seed, about.learning_rate, about.epoch)
-                found.append(Move(*run, rule, kind, *own))
+                found.append(Move(about.task, about.setting, *deltas.run_of(about), rule, kind, *own))
     return found
 
 
