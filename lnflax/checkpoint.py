@@ -151,7 +151,7 @@ def open_body(folder: Path, config: BertConfig) -> Body:
     path = _weights(folder)
     with _opened(path) as file:
         foreign = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
-    ours = {name: to_path(name) for name in foreign if not re.fullmatch(f"{BUFFERS}|{HEADS}", name)}
+    ours = {name: to_path(name) for name in foreign if is_of_body(name)}
     if config.pooling != "pooler":
         ours = {name: own for name, own in ours.items() if not own.startswith("bert/pooler/")}
     shapes = {p: s.shape for p, s in rules.flatten(bert.parameter_shapes(config)).items() if p.startswith("bert/")}
@@ -216,6 +216,11 @@ def _weights(folder: Path) -> Path:
     if not path.is_file():
         raise InputError(f"model.name: {folder} has no model.safetensors (other formats are not read)")
     return path
+
+
+def is_of_body(name: str) -> bool:
+    """Whether a foreign name is a parameter of a body: no buffer, and no head's."""
+    return re.fullmatch(f"{BUFFERS}|{HEADS}", name) is None
 
 
 def to_name(path: str) -> str:

@@ -129,13 +129,18 @@ def _indices(chosen: Tree) -> dict[str, np.ndarray]:
 
 
 def write(path: Path, delta: Delta) -> None:
-    """Stores the file; the same delta gives the same bytes."""
+    """Stores the file."""
+    storage.write(path, pack(delta))
+
+
+def pack(delta: Delta) -> bytes:
+    """The file's bytes; the same delta gives the same."""
     arrays = dict(delta.whole)
     for own, part in delta.scalars.items():
         arrays |= {f"{own}{INDEX}": part.index, f"{own}{VALUE}": part.value}
     fields = dataclasses.asdict(delta.about)
     about = {field: value if field in TEXTS else json.dumps(value) for field, value in fields.items()}
-    storage.write(path, tensors.pack(arrays, {"format": str(FORMAT), **about}))
+    return tensors.pack(arrays, {"format": str(FORMAT), **about})
 
 
 class Leaves(Mapping[str, np.ndarray]):

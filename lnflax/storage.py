@@ -16,7 +16,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from lnflax.errors import InputError
@@ -143,6 +143,40 @@ def remove_folder(folder: Path) -> None:
     remove(*(path for path in folder.iterdir() if not path.is_dir()))
     with telling(folder, "removed"):
         os.rmdir(folder)  # noqa: PTH106
+
+
+def write_folder(folder: Path, files: Iterable[tuple[str, bytes]]) -> None:
+    """A new folder of files by name, whole or not at all.
+
+    Raises:
+        InputError: the folder is there and not empty, or a file is in its place.
+        StorageError: it cannot be written.
+    """
+    check_new(folder)
+    beside = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.tmp")
+    make_folder(beside)
+    try:
+        for name, data in files:
+            durable_write(beside / name, data)
+        with telling(folder):
+            os.rename(beside, folder)  # noqa: PTH104
+            flush_folder(folder.absolute().parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            remove_folder(beside)
+        raise
+
+
+def check_new(folder: Path) -> None:
+    """That nothing is where a new folder should be.
+
+    Raises:
+        InputError: the folder is there and not empty, or a file is in its place.
+    """
+    if folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"{folder} is there and not empty; give a new folder")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} cannot be a folder: a file is in its place")
 
 
 def sha256(data: bytes) -> str:
