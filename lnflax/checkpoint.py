@@ -211,6 +211,16 @@ def read_head(folder: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...], boo
     return {"classifier/bias": bias, "classifier/kernel": np.ascontiguousarray(weight.T)}, labels, tagged
 
 
+def read_tensors(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Everything in the checkpoint's file as it is: tensors by their foreign names, of their own types; its metadata.
+
+    Raises:
+        InputError: the file is missing or damaged.
+    """
+    with _opened(_weights(folder)) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118 - no mapping
+
+
 def _weights(folder: Path) -> Path:
     path = folder / "model.safetensors"
     if not path.is_file():

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from lnflax import checkpoint, deltas, storage, tensors, tuned
@@ -22,6 +23,8 @@ from lnflax.tuned import Base
 
 WEIGHTS, DELTA, UNDO = "model.safetensors", "delta.safetensors", "undo.safetensors"
 KINDS = "lnflax.kinds"  # of the weights' metadata: types of the tensors that are now float32 and were not
+
+NARROW = {"float16": np.float16, "bfloat16": jnp.bfloat16}
 
 Arrays = dict[str, np.ndarray]
 
@@ -35,7 +38,7 @@ def apply(base: Base, path: Path, folder: Path) -> str:
     storage.check_new(folder)
     model, delta = tuned.apply(base, path), deltas.read(path)
     assert model.about is not None
-    own, metadata = tensors.unpack(storage.read_bytes(base.folder / WEIGHTS))
+    own, metadata = checkpoint.read_tensors(base.folder)
     body = {p: leaf for p, leaf in model.params.items() if p.startswith("bert/")}
     sha256 = checkpoint.body_sha256(body)
     about = dataclasses.replace(model.about, base_sha256=sha256)
@@ -75,7 +78,7 @@ def revert(place: Path, folder: Path) -> str:
     about = back.about
     sha256 = base.sha256(about.pooling == "pooler")
     changed = dict(deltas.changes(back, base.body(about.pooling), sha256, str(place / UNDO))) | deltas.head(back)
-    own, metadata = tensors.unpack(storage.read_bytes(place / WEIGHTS))
+    own, metadata = checkpoint.read_tensors(place)
     kinds = _kinds(place, metadata)
     kept = {name: array for name, array in own.items() if name not in checkpoint.CLASSIFIER}
     arrays, _ = _replace(kept, {}, changed)
@@ -89,21 +92,30 @@ def revert(place: Path, folder: Path) -> str:
 
 def _kinds(place: Path, metadata: Mapping[str, str]) -> dict[str, Any]:
     try:
-        return {str(name): np.dtype(kind) for name, kind in json.loads(metadata.get(KINDS, "{}")).items()}
-    except (ValueError, TypeError, AttributeError) as error:
+        kinds = json.loads(metadata.get(KINDS, "{}"))
+        return {name: NARROW[kind] for name, kind in kinds.items()}
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"{place / WEIGHTS}: {KINDS} of its metadata is not what `apply` writes") from error
 
 
 def _replace(
     own: Mapping[str, np.ndarray], metadata: Mapping[str, str], changed: Mapping[str, np.ndarray]
 ) -> tuple[Arrays, dict[str, str]]:
-    """A file's tensors with changed leaves in their places, by path; those that have none get today's name."""
+    """A file's tensors with changed leaves in their places, by path; those that have none get today's name.
+
+    Raises:
+        InputError: a tensor that is changed is of a type that float32 cannot keep.
+    """
     names = {checkpoint.to_path(name): name for name in own if checkpoint.is_of_body(name)}
     arrays, kinds = dict(own), {}
     for path, leaf in changed.items():
         name = names.get(path, checkpoint.to_name(path))
+        if name in own and own[name].dtype.itemsize > np.dtype(np.float32).itemsize:
+            raise InputError(
+                f"{name} of the base is {own[name].dtype.name}, which float32 cannot give back bit for bit"
+            )
         if name in own and own[name].dtype != np.float32:
-            kinds[name] = own[name].dtype.str
+            kinds[name] = own[name].dtype.name
         arrays[name] = checkpoint.to_foreign(path, leaf)
     return arrays, {**metadata, **({KINDS: json.dumps(kinds)} if kinds else {})}
 
