@@ -138,9 +138,15 @@ def pack(delta: Delta) -> bytes:
     arrays = dict(delta.whole)
     for own, part in delta.scalars.items():
         arrays |= {f"{own}{INDEX}": part.index, f"{own}{VALUE}": part.value}
-    fields = dataclasses.asdict(delta.about)
-    about = {field: value if field in TEXTS else json.dumps(value) for field, value in fields.items()}
-    return tensors.pack(arrays, {"format": str(FORMAT), **about})
+    return tensors.pack(arrays, words(delta.about))
+
+
+def words(about: About) -> dict[str, str]:
+    """What a delta's metadata say."""
+    fields = dataclasses.asdict(about)
+    return {"format": str(FORMAT)} | {
+        field: value if field in TEXTS else json.dumps(value) for field, value in fields.items()
+    }
 
 
 class Leaves(Mapping[str, np.ndarray]):
@@ -182,7 +188,7 @@ def read(path: Path) -> Delta:
     """
     storage.check(path)
     with _opened(path) as file:
-        about = _about(path, file.metadata() or {})
+        told = about(path, file.metadata() or {})
         kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
         whole, scalars = [], {}
         for own, kind in kinds.items():
@@ -195,10 +201,15 @@ def read(path: Path) -> Delta:
                 raise InputError(f"{path}: {own} is there, and {missing.pop()} is not")
             elif own.endswith(VALUE):
                 scalars[stem] = _scalars(path, stem, file)
-    return Delta(about, Leaves(path, whole), scalars)
+    return Delta(told, Leaves(path, whole), scalars)
 
 
-def _about(path: Path, words: Mapping[str, str]) -> About:
+def about(path: Path, words: Mapping[str, str]) -> About:
+    """What the metadata of a file tell of a delta; the inverse of `words`.
+
+    Raises:
+        InputError: they are no delta's.
+    """
     if words.get("format") != str(FORMAT):  # a foreign file has none
         raise InputError(f"{path} is no delta of format {FORMAT}")
     values: dict[str, Any] = {}

@@ -68,7 +68,7 @@ def markdown(before: Summaries, runs: Sequence[Tuned]) -> str:
     for run in runs:
         grid = by_block(run.change.relative, _percent)
         parts += [f"## Relative change by block: {run.name}\n", formats.markdown(grid)]
-        parts += [f"## The scalars that moved farthest: {run.name}\n", formats.markdown(_largest(run))]
+        parts += [f"## The scalars that moved farthest: {run.name}\n", formats.markdown(largest(run.change))]
         parts += [f"{LARGEST_NOTE}\n"]
     return "\n".join(parts)
 
@@ -173,14 +173,15 @@ def _changes(before: Summaries, runs: Sequence[Tuned]) -> Grid:
     return Grid(("module", "part", *(run.name for run in runs)), tuple(rows), names=2)
 
 
-def _largest(run: Tuned) -> Grid:
+def largest(change: Change) -> Grid:
+    """The scalars that moved farthest, the farthest first."""
     rows = [
         (
             own.path,
             ", ".join(map(str, own.at)),
             *(_number(value) for value in (own.before, own.after, own.after - own.before)),
         )
-        for own in run.change.largest
+        for own in change.largest
     ]
     return Grid(("path", "index", "before", "after", "change"), tuple(rows))
 
