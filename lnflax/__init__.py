@@ -56,7 +56,7 @@ def predict(
     model: Model | Mapping[str, Model], examples: Iterable[Any], *, max_length: int = MAX_LENGTH
 ) -> Iterator[dict[str, Any]]:
     """An answer an example, in order, as they come: see `serving.predict`."""
-    from lnflax import serving
+    from lnflax.serving import predict as answers
 
     models = model if isinstance(model, Mapping) else {"": model}
-    return serving.predict(models, examples, max_length=max_length)
+    return answers(models, examples, max_length=max_length)

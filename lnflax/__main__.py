@@ -84,6 +84,8 @@ def _predict(flags: argparse.Namespace) -> None:
     files = lines.named(flags.deltas)
     base = _base(flags, *files.values())
     models = {name: tuned.apply(base, path) for name, path in files.items()} or {"": tuned.load(base)}
+    if not files and not models[""].own_head:
+        sys.stderr.write(f"warning: {base.name} has no head; a fresh one, of seed 0 and two outputs, answers\n")
     if flags.glue is not None:
         _write(glue_server.submit(models, flags.data, flags.glue, flags.max_length))
         return

@@ -35,8 +35,8 @@ def export(model: Model, delta: Path, folder: Path) -> str:
     """Writes an adapter of LNTuning for `PeftModel.from_pretrained`. What it has done, for people.
 
     Raises:
-        InputError: the delta trains more than whole LayerNorms and the head, or none, or transformers' class has no such
-            pooling; or the folder is there.
+        InputError: the delta trains more than whole LayerNorms and the head, or none of them; transformers' class has
+            no such pooling; the folder is there.
     """
     hugging_face.check_pooling(model, str(delta))
     own = deltas.read(delta)
@@ -57,10 +57,10 @@ def export(model: Model, delta: Path, folder: Path) -> str:
         "README.md": model_card.make(model, delta, "peft").encode(),
     }
     storage.write_folder(folder, files.items())
-    return (
-        f"{folder}: {len(norms)} LayerNorms and the head; PeftModel.from_pretrained(MODEL, {str(folder)!r}), where MODEL "
-        f"is a {hugging_face.class_of(model)} of {model.base.name} with num_labels={model.shape.num_outputs}\n"
+    base = (
+        f"{hugging_face.auto_class(model)}.from_pretrained({model.base.name!r}, num_labels={model.shape.num_outputs})"
     )
+    return f"{folder}: {len(norms)} LayerNorms and the head; PeftModel.from_pretrained({base}, {str(folder)!r})\n"
 
 
 def _norms(delta: Delta, where: str) -> list[str]:

@@ -24,8 +24,7 @@ def export(model: Model, delta: Path, folder: Path) -> str:
     """
     check_pooling(model, str(delta))
     storage.write_folder(folder, _files(model, delta))
-    auto = f"AutoModelFor{class_of(model).removeprefix('BertFor')}"
-    return f"{folder}: {auto}.from_pretrained({str(folder)!r})\n"
+    return f"{folder}: {auto_class(model)}.from_pretrained({str(folder)!r})\n"
 
 
 def check_pooling(model: Model, where: str) -> None:
@@ -36,14 +35,19 @@ def check_pooling(model: Model, where: str) -> None:
     """
     if model.shape.pooling != "pooler" and not model.tagged:
         raise InputError(
-            f"{where}: its head reads the pooling {model.shape.pooling!r}, and {CLASSES[0]} reads 'pooler' alone; train "
-            "with --config.model.pooling=pooler, or answer by `python -m lnflax predict`"
+            f"{where}: its head reads the pooling {model.shape.pooling!r}, and {CLASSES[0]} has 'pooler' alone; "
+            "train with --config.model.pooling=pooler, or answer by `python -m lnflax predict`"
         )
 
 
 def class_of(model: Model) -> str:
     """The class of transformers that answers as the model does."""
     return CLASSES[model.tagged]
+
+
+def auto_class(model: Model) -> str:
+    """The class of transformers that opens the folder."""
+    return f"AutoModelFor{class_of(model).removeprefix('BertFor')}"
 
 
 def config(model: Model) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -92,14 +92,23 @@ def encode(tokenizer: Any, texts: Texts, max_length: int) -> Encoded:
     A word's tag is asked of its first token. One without any, or whose first is cut away, is not asked for.
     """
     path = cache_folder() / f"tokens-{_key(tokenizer, texts, max_length)}.safetensors"
-    make = _of_words if texts.tagged else Encoded.of_sentences
     try:
-        return make(**load_file(path), labels=texts.labels)
+        return _encoded(texts, load_file(path))
     except (FileNotFoundError, SafetensorError, OSError, TypeError):
         pass
     made = _tokenize(tokenizer, texts, max_length)
     content = save(made)
     keep(path, lambda file: file.write(content))
+    return _encoded(texts, made)
+
+
+def encode_once(tokenizer: Any, texts: Texts, max_length: int) -> Encoded:
+    """The same of texts that will not come again: without the cache."""
+    return _encoded(texts, _tokenize(tokenizer, texts, max_length))
+
+
+def _encoded(texts: Texts, made: Mapping[str, np.ndarray]) -> Encoded:
+    make = _of_words if texts.tagged else Encoded.of_sentences
     return make(**made, labels=texts.labels)
 
 

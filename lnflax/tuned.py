@@ -17,6 +17,7 @@ from lnflax.errors import InputError
 from lnflax.tasks import TASKS, Task
 
 NO_TASK = "base"  # whose name a fresh head is drawn by
+FRESH = ("LABEL_0", "LABEL_1")  # what its outputs are called, as transformers does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Model:
     params: Mapping[str, np.ndarray]  # every parameter by path, float32
     labels: tuple[str, ...]  # of the outputs; none of a regression
     tagged: bool  # whether it answers for words
+    own_head: bool  # whether it was trained, by a delta or by whoever made the checkpoint
     task: Task | None  # None where no delta says
     about: About | None  # of the delta
 
@@ -74,8 +76,9 @@ def load(base: Base) -> Model:
     head, labels, tagged = checkpoint.read_head(base.folder)
     pooling = "pooler" if base.has_pooler and not tagged else "cls"
     shape = _shape(base.folder, pooling, len(head["classifier/bias"]) if head else 2)
-    head = head or heads.make_head(shape, init="normal", seed=0, task=NO_TASK)
-    return Model(base, shape, {**base.body(pooling), **head}, labels, tagged, None, None)
+    given = head or heads.make_head(shape, init="normal", seed=0, task=NO_TASK)
+    labels = labels if head else FRESH
+    return Model(base, shape, {**base.body(pooling), **given}, labels, tagged, bool(head), None, None)
 
 
 def apply(base: Base, path: Path | str) -> Model:
@@ -96,7 +99,7 @@ def apply(base: Base, path: Path | str) -> Model:
         raise InputError(f"{where}: its head has the shapes {found}; {wanted} are wanted")
     task = TASKS.get(about.task)
     params = {**body, **changed, **head}
-    return Model(base, shape, params, about.labels, task is not None and task.tagged, task, about)
+    return Model(base, shape, params, about.labels, task is not None and task.tagged, True, task, about)
 
 
 def base_of(path: Path | str) -> str | None:
