@@ -95,7 +95,7 @@ def _predict(flags: argparse.Namespace) -> None:
 def _average(flags: argparse.Namespace) -> None:
     if trouble := process.set_up():
         sys.stderr.write(f"warning: {trouble}\n")
-    from lnflax import averaging
+    from lnflax.analysis import averaging
 
     _write(averaging.average(flags.cell, flags.out))
 

@@ -106,16 +106,9 @@ class Ledger:
             ending = "" if split == first else f"_{split.rpartition('_')[2]}"
             values: dict[str, float | None] = dict.fromkeys(names)
             if split in evals and not self.diverged[run]:
-                values |= self._metrics(evals[split][0], self.data.evals[split])
+                values |= score(self.data.task, evals[split][0], self.data.evals[split])
             scores |= {f"{name}{ending}": value for name, value in values.items()}
         return scores
-
-    def _metrics(self, predictions: np.ndarray, examples: Encoded) -> dict[str, float]:
-        task = self.data.task
-        if not task.spans:
-            return metrics.compute(task.metrics, predictions, examples.labels)
-        found = metrics.entities(*(sentences(task, side, examples) for side in (predictions, examples.labels)))
-        return {name: found[name] for name in task.metrics}
 
     def tags(self) -> dict[str, dict[str, Any]]:
         """Of each tag or type of entity of the first development set, at the last epoch: how many there are, and
@@ -178,6 +171,14 @@ class Ledger:
         predictions = self.predictions[f"last/{next(iter(self.data.evals))}"]
         same = (predictions == predictions[..., :1]).all(axis=-1)
         return int((same & (self.diverged == 0)).sum())
+
+
+def score(task: Task, predictions: np.ndarray, examples: Encoded) -> dict[str, float]:
+    """The task's metrics of predictions `[labels]` in data order."""
+    if not task.spans:
+        return metrics.compute(task.metrics, predictions, examples.labels)
+    found = metrics.entities(*(sentences(task, side, examples) for side in (predictions, examples.labels)))
+    return {name: found[name] for name in task.metrics}
 
 
 def sentences(task: Task, numbers: np.ndarray, examples: Encoded) -> list[list[str]]:

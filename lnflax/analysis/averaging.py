@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from lnflax import deltas, finished, ledger, metrics, results, storage, variants
+from lnflax import deltas, finished, ledger, results, storage, variants
+from lnflax.analysis import formats
+from lnflax.analysis.formats import Grid
 from lnflax.deltas import Delta, Scalars
 from lnflax.errors import InputError
 from lnflax.finished import Finished
-from lnflax.wording import mean_std, percent
+from lnflax.wording import MISSING, mean_std, percent
 
 
 def mean(own: Sequence[Delta]) -> Delta:
@@ -34,7 +36,7 @@ def mean(own: Sequence[Delta]) -> Delta:
             )
 
     def of(values: Sequence[np.ndarray]) -> np.ndarray:
-        return np.mean(values, axis=0, dtype=np.float64).astype(np.float32)
+        return np.asarray(np.mean(values, axis=0, dtype=np.float64), np.float32)
 
     whole = {path: of([delta.whole[path] for delta in own]) for path in first.whole}
     scalars = {
@@ -91,12 +93,8 @@ def _scores(own: Finished, split: str, predictions: np.ndarray) -> dict[str, flo
     """The metrics of a development set, named as in results.json."""
     data, examples = own.data, own.data.evals[split]
     ending = "" if split == next(iter(data.evals)) else f"_{split.rpartition('_')[2]}"
-    if data.task.spans:
-        sides = (ledger.sentences(data.task, side, examples) for side in (predictions, examples.labels))
-        found = metrics.entities(*sides)
-    else:
-        found = metrics.compute(data.task.metrics, predictions, examples.labels)
-    return {f"{name}{ending}": found[name] for name in data.task.metrics}
+    found = ledger.score(data.task, predictions, examples)
+    return {f"{name}{ending}": value for name, value in found.items()}
 
 
 def _runs(own: Finished, name: str) -> list[float | None]:
@@ -107,13 +105,11 @@ def _runs(own: Finished, name: str) -> list[float | None]:
 
 
 def _text(own: Finished, scores: Mapping[str, Any], rows: Mapping[str, Sequence[float | None]]) -> str:
-    lines = [f"{own.cell['task']}/{own.cell['setting']}, rate {own.learning_rate:g}\n"]
-    lines += ["| metric, % | " + " | ".join(f"seed {seed}" for seed in own.seeds) + " | mean ± std | average |"]
-    lines += ["|---" * (len(own.seeds) + 3) + "|"]
+    lines = []
     for name, value in scores.items():
         known = [row for row in rows[name] if row is not None]
-        spread = (
-            mean_std(float(np.mean(known)), float(np.std(known, ddof=1))) if len(known) > 1 else mean_std(None, None)
-        )
-        lines.append(f"| {name} | {' | '.join(map(percent, rows[name]))} | {spread} | {percent(value)} |")
-    return "\n".join(lines) + "\n"
+        spread = mean_std(float(np.mean(known)), float(np.std(known, ddof=1))) if len(known) > 1 else MISSING
+        lines.append((name, *map(percent, rows[name]), spread, percent(value)))
+    header = ("metric, %", *(f"seed {seed}" for seed in own.seeds), "mean ± std", "average")
+    title = f"{own.cell['task']}/{own.cell['setting']}, rate {own.learning_rate:g}"
+    return f"{title}\n\n{formats.markdown(Grid(header, tuple(lines)))}"
