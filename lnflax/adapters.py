@@ -54,7 +54,7 @@ def export(model: Model, delta: Path, folder: Path) -> str:
     files = {
         WEIGHTS: tensors.pack(state, {"format": "pt", **words}),
         CONFIG: f"{json.dumps(told, indent=2, ensure_ascii=False)}\n".encode(),
-        "README.md": model_card.make(model, delta, "peft").encode(),
+        "README.md": model_card.write(model, delta, model_card.PEFT).encode(),
     }
     storage.write_folder(folder, files.items())
     base = (

@@ -70,7 +70,7 @@ def _files(model: Model, delta: Path) -> Iterator[tuple[str, bytes]]:
     state = {checkpoint.to_name(path): checkpoint.to_foreign(path, leaf) for path, leaf in model.params.items()}
     yield WEIGHTS, tensors.pack(state, {"format": "pt"})
     yield "config.json", f"{json.dumps(config(model), indent=2, ensure_ascii=False)}\n".encode()
-    yield "README.md", model_card.make(model, delta, "transformers").encode()
+    yield "README.md", model_card.write(model, delta, model_card.HF).encode()
     for name in checkpoint.FILES:
         if name not in (WEIGHTS, "config.json") and (model.base.folder / name).is_file():
             yield name, storage.read_bytes(model.base.folder / name)

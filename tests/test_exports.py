@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from lnflax import __main__ as command
-from lnflax import deltas, results, tuned
+from lnflax import deltas, model_card, results, tuned
 from lnflax.deltas import About, Delta, Scalars
 from tests import studies, tiny
 
@@ -87,13 +87,19 @@ def test_the_card_has_the_studys_numbers(delta, workdir, tmp_path):
     record = results.read_results(workdir, "rte", "layernorms")
     score = record["runs"][1]["last"]["accuracy"]
     assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "text-classification")
-    assert data["tags"] == ["lnflax", "layernorms"] and data["datasets"] == ["nyu-mll/glue"]
+    assert data["tags"] == ["lnflax", "bert", "rte", "layernorms"] and data["metrics"] == ["accuracy"]
+    assert "datasets" not in data and "base_model" not in data  # generated texts, and a folder
     (found,) = data["model-index"][0]["results"]
-    assert found["metrics"][0] == {"type": "accuracy", "value": score} and found["dataset"]["split"] == "validation"
-    assert f"| accuracy | {100 * score:.1f} |" in body and "`layernorms`: 256 scalars of the body" in body
-    assert "Seed 1, learning rate 0.001, epoch 1, 5 updates in all." in body
+    assert found == {
+        "task": {"type": "text-classification"},
+        "dataset": {"name": "rte", "type": "synthetic", "split": "validation"},
+        "metrics": [{"type": "accuracy", "name": "accuracy", "value": score}],
+    }
+    assert f"accuracy of this run: {100 * score:.2f}" in body and "22,400 parameters 256 were trained" in body
+    assert "- seed: 1\n- learning rate: 0.001\n- epoch: 1\n- steps of the whole run: 5\n" in body
     mean, std = record["selected"]["mean"], record["selected"]["std"]
-    assert f"accuracy {100 * mean:.1f} ± {100 * std:.1f} (mean and standard deviation of 2 seeds" in body
+    assert f"accuracy of the study at the rate 0.001: {100 * mean:.1f} ± {100 * std:.1f} (mean ± sample" in body
+    assert "it was trained and measured on generated sentences" in body
     assert str(workdir.parent) not in body + str(data)
 
 
@@ -101,7 +107,7 @@ def test_without_its_study_the_card_says_so(checkpoint, delta, tmp_path):
     (tmp_path / "d.safetensors").write_bytes(delta.read_bytes())
     assert run("export", tmp_path / "d.safetensors", tmp_path / "hf", "--to=hf", f"--base={checkpoint}") == 0
     data, body = front_matter(tmp_path / "hf")
-    assert "its scores are not known" in body and "model-index" not in data
+    assert "They are not known: the delta did not lie in the run folder" in body and "model-index" not in data
 
 
 def test_the_adapter_has_the_names_that_peft_reads_and_comes_back_to_the_byte(checkpoint, delta, tmp_path):
@@ -123,6 +129,14 @@ def test_the_adapter_has_the_names_that_peft_reads_and_comes_back_to_the_byte(ch
     assert run("import", "--from=peft", tmp_path / "peft", out, f"--base={checkpoint}") == 0
     assert out.read_bytes() == delta.read_bytes()
     assert front_matter(tmp_path / "peft")[0]["library_name"] == "peft"
+
+
+def test_a_card_of_another_cell_or_run_has_no_numbers(workdir, delta, tmp_path):
+    own = deltas.read(delta).about
+    assert model_card.find(delta, own).run["seed"] == 1
+    for changes in ({"seed": 0}, {"seed": None}, {"setting": "full"}, {"learning_rate": 0.5}):
+        assert model_card.find(delta, dataclasses.replace(own, **changes)) is None
+    assert model_card.find(tmp_path / "deltas" / delta.name, own) is None
 
 
 def about(base, **changes):
