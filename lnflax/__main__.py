@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -84,8 +85,6 @@ def _predict(flags: argparse.Namespace) -> None:
     files = lines.named(flags.deltas)
     base = _base(flags, *files.values())
     models = {name: tuned.apply(base, path) for name, path in files.items()} or {"": tuned.load(base)}
-    if not files and not models[""].own_head:
-        sys.stderr.write(f"warning: {base.name} has no head; a fresh one, of seed 0 and two outputs, answers\n")
     if flags.glue is not None:
         _write(glue_server.submit(models, flags.data, flags.glue, flags.max_length))
         return
@@ -157,12 +156,14 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_predict(parser: argparse.ArgumentParser) -> None:
-    what = "a delta, or NAME=FILE; with several each JSON line names its own as `delta`. None: the base alone"
+    what = "a delta, or NAME=FILE (default name: the task in a run folder, else the file's name without its ending);"
+    what += " with several each JSON line names its own as `delta`. None: the base alone"
     parser.add_argument("deltas", nargs="*", metavar="DELTA", help=what)
     _add_base(parser)
     parser.add_argument("--input", default="-", metavar="FILE", help="what to read, - is standard input (the default)")
     what = "text: an example a line, a pair with a tab between; words with spaces. jsonl: an object a line, with text"
-    parser.add_argument("--format", choices=FORMS, help=f"{what} (and pair), or tokens (default: by FILE's ending)")
+    what += " (and pair) or the task's own columns, or with tokens; id is given back (default: by FILE's ending)"
+    parser.add_argument("--format", choices=FORMS, help=what)
     parser.add_argument("--output", default="-", metavar="FILE", help="where answers go, JSON lines (default: -)")
     what = f"tokens of an example, at most (default {MAX_LENGTH})"
     parser.add_argument("--max_length", type=_count, default=MAX_LENGTH, metavar="N", help=what)
@@ -233,6 +234,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, OSError) as error:
         sys.stderr.write(f"lnflax: {error}\n")
         return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
     return 0
 
 

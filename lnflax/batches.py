@@ -67,6 +67,23 @@ def fill(order: np.ndarray, batch_size: int) -> np.ndarray:
     return padded.reshape(steps, batch_size)
 
 
+def deal(layout: Layout, count: int) -> tuple[np.ndarray, Layout]:
+    """The rows of a whole set dealt in turn to `count` batches; `layout` is `[examples]`.
+
+    Returns:
+        The examples of each batch, int64 `[count, examples]`, `NONE` where it has no more; where they lie in it.
+    """
+    batch, row = layout.row % count, layout.row // count
+    by_batch = np.argsort(batch, kind="stable")
+    sizes = np.bincount(batch, minlength=count)
+    place = (batch[by_batch], _inside(sizes))
+    order = np.full((count, sizes.max()), NONE, np.int64)
+    where = Layout(np.zeros(order.shape, np.int32), np.zeros(order.shape, np.int32))
+    order[place] = by_batch
+    where.row[place], where.start[place] = row[by_batch], layout.start[by_batch]
+    return order, where
+
+
 def group_stop(shapes: np.ndarray, start: int, most: int) -> int:
     """The end of the steps from `start` that share one shape, at most `most`; `shapes` is their numbers `[steps]`."""
     other = np.flatnonzero(shapes[start : start + most] != shapes[start])

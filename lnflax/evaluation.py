@@ -80,25 +80,7 @@ def batches_of(layout: Layout, rows: int, length: int, parts: int) -> tuple[np.n
     most = max(TOKENS // length, 1) * parts
     count = -(-rows // most)
     own = -(-rows // (count * parts)) * parts
-    return *deal(layout, count), Shape(own, length)
-
-
-def deal(layout: Layout, count: int) -> tuple[np.ndarray, Layout]:
-    """The rows of a whole set dealt to so many batches, each as many as the others or one fewer.
-
-    Returns:
-        The examples of each batch, int64 `[batches, examples]`, and where they lie in it.
-    """
-    batch, row = layout.row % count, layout.row // count
-    by_batch = np.argsort(batch, kind="stable")
-    sizes = np.bincount(batch, minlength=count)
-    column = np.arange(len(batch)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    place = (batch[by_batch], column)
-    order = np.full((count, sizes.max()), batches.NONE, np.int64)
-    where = Layout(np.zeros(order.shape, np.int32), np.zeros(order.shape, np.int32))
-    order[place] = by_batch
-    where.row[place], where.start[place] = row[by_batch], layout.start[by_batch]
-    return order, where
+    return *batches.deal(layout, count), Shape(own, length)
 
 
 def reserve(recipe: Recipe, plan: Plan, evals: Iterable[Encoded]) -> int:

@@ -1,6 +1,7 @@
-"""Answers to a stream of examples: packed, on all devices, in order, in memory that does not grow with the stream.
+"""Answers of models over one base to examples, as they come: in order, packed, a window of them in memory at a time.
 
-The base is put on the devices once, whatever is tuned over it; another delta costs its own kilobytes there.
+A window is tokenized, sorted by model, laid several examples a row, and cut into batches of few fixed shapes, so that
+programs are compiled once however many windows come. The base lies on the devices once, whatever is tuned over it.
 """
 
 from __future__ import annotations
@@ -13,176 +14,200 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lnflax import batches, devices, evaluation, packing, questions, rules, tokens, work
-from lnflax.batches import Batch
-from lnflax.bert import BertConfig, Classifier
+from lnflax import batches, bert, devices, evaluation, examples, packing, results, rules, tokens, work
+from lnflax.bert import BertConfig
 from lnflax.errors import InputError
 from lnflax.packing import Layout, Shape
-from lnflax.questions import Question
 from lnflax.tasks import Texts
 from lnflax.tokens import Encoded
 from lnflax.tuned import Model
 
 Tree = Any
-Answer = dict[str, Any]
-WINDOW = 2048  # examples that are looked at together
-SIZES = (256, evaluation.TOKENS)  # tokens of a batch on one device: of a few examples, and of many
-SHORTEST = 32  # tokens of a row; longer ones double, so that there are few shapes
-TARGETS = 32  # of a batch, at least; more are a power of two
+WINDOW = 2048  # examples
+LENGTHS = (32, 128, 512)  # of rows, below the longest example that there may be
+FEW = 256  # tokens of a batch on one device, where there are few
+CALL = 256  # tokens that take about as long as a call of a program
+SHORT = 8  # tokens of a sentence, on the average: a batch has room for so many targets
+LEAST = 4  # tokens: two of them are the tokenizer's own, three of a pair
 
-
-class Work(NamedTuple):
-    """Batches of one shape, and where their targets are."""
-
-    batch: Batch  # leaves [devices, batches, …]
-    part: np.ndarray  # which device has each target, int64 [batches, targets]
-    label: np.ndarray  # which label each target is, int64 [batches, targets]; `batches.NONE` for no target
+Window = Sequence[Any]
 
 
 def predict(
-    models: Mapping[str, Model], examples: Iterable[Any], *, max_length: int, window: int = WINDOW
-) -> Iterator[Answer]:
-    """An answer an example, in order.
+    models: Mapping[str, Model], given: Iterable[Any], *, max_length: int, window: int = WINDOW
+) -> Iterator[dict[str, Any]]:
+    """An answer an example, in order; what is wrong with one is its answer, and does not stop the rest.
 
     Args:
-        models: by name, all over one base; each example names its own where there are several (`questions.read`).
-        examples: texts, pairs of texts, lists of words, or mappings; asked for one window ahead.
-        max_length: tokens of an example, at most; longer ones are cut as in training.
-        window: examples that are packed together.
+        models: over one base or several, by name; with several, an example names its own as `delta`.
+        given: texts, pairs, lists of words, or objects (`examples.read`); `window` of them are read ahead.
+        max_length: tokens of an example; what is longer is cut.
+        window: examples that are answered together.
 
-    Yields:
-        `label` and `probabilities` by label; of a regression `score`; of words `tags` and `probabilities`, one a
-        word, None where a word has no token; `error` where the example is none of its model. With the example's `id`.
-
-    Raises:
-        InputError: a model has fewer positions than `max_length`.
-    """
-    stream = iter(examples)
-    windows = iter(lambda: list(itertools.islice(stream, window)), [])
-    return itertools.chain.from_iterable(answers(models, windows, max_length))
-
-
-def answers(models: Mapping[str, Model], windows: Iterable[Sequence[Any]], max_length: int) -> Iterator[list[Answer]]:
-    """The same for examples that come in windows: each is answered before the next is asked for.
+    Returns:
+        `{"label", "probabilities": {label: p}}`, `{"score"}`, or for words `{"tokens", "tags", "probabilities"}`, with
+        null for words that have no token within `max_length`; else `{"error"}`. With `id` where the example has one.
+        All is plain JSON: what is not finite is null.
 
     Raises:
-        InputError: as there.
+        InputError: no model, or one cannot read so many tokens.
     """
+    answered = answer_windows(models, _cut(given, window), max_length=max_length)
+    return itertools.chain.from_iterable(answered)
+
+
+def answer_windows(
+    models: Mapping[str, Model], windows: Iterable[Window], *, max_length: int
+) -> Iterator[list[dict[str, Any]]]:
+    """The same, a window at a time; arguments and errors are those of `predict`."""
+    _check(models, max_length)
+    params = _place(models)
+    return (_answer(models, params, window, max_length) for window in windows)
+
+
+def _cut(given: Iterable[Any], size: int) -> Iterator[Window]:
+    source = iter(given)
+    while window := list(itertools.islice(source, size)):
+        yield window
+
+
+def _check(models: Mapping[str, Model], max_length: int) -> None:
+    if not models:
+        raise InputError("there is no model to ask")
+    most = min(model.shape.max_position_embeddings for model in models.values())
+    if not LEAST <= max_length <= most:
+        raise InputError(f"max_length: {max_length}; allowed are {LEAST} … {most}, the positions of the model")
+
+
+def _place(models: Mapping[str, Model]) -> dict[str, Tree]:
+    """The parameters of each model on the devices; an array that several have lies there once."""
+    placed: dict[int, jax.Array] = {}
     for model in models.values():
-        if max_length > (most := model.shape.max_position_embeddings):
-            raise InputError(f"max_length: {max_length}; the model has {most} positions")
-    place = Placed(jax.local_device_count())
-    return (_window(models, place, window, max_length) for window in windows)
+        for leaf in model.params.values():
+            if id(leaf) not in placed:
+                placed[id(leaf)] = devices.put_copies(leaf, jax.local_device_count())
+    return {
+        name: rules.unflatten({path: placed[id(leaf)] for path, leaf in model.params.items()})
+        for name, model in models.items()
+    }
 
 
-class Placed:
-    """Parameters on the devices: of each array one copy a device, however many models have it."""
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._arrays: dict[int, tuple[np.ndarray, jax.Array]] = {}  # the first keeps its id from being given again
-
-    def __call__(self, params: Mapping[str, np.ndarray]) -> Tree:
-        """A model's tree, leaves `[devices, …]`."""
-        return rules.unflatten({path: self._put(leaf) for path, leaf in params.items()})
-
-    def _put(self, leaf: np.ndarray) -> jax.Array:
-        if id(leaf) not in self._arrays:
-            self._arrays[id(leaf)] = (leaf, devices.put_copies(leaf, self.count))
-        return self._arrays[id(leaf)][1]
-
-
-def _window(models: Mapping[str, Model], place: Placed, window: Sequence[Any], max_length: int) -> list[Answer]:
-    found: list[Answer] = [{} for _ in window]
-    asked: dict[str, list[tuple[int, Question]]] = {}
-    for number, given in enumerate(window):
+def _answer(
+    models: Mapping[str, Model], params: Mapping[str, Tree], window: Window, max_length: int
+) -> list[dict[str, Any]]:
+    answers: list[dict[str, Any]] = [{} for _ in window]
+    asked: dict[tuple[str, int], list[tuple[int, tuple[Any, ...]]]] = {}  # by model, and one text or two
+    for place, given in enumerate(window):
         try:
-            question = questions.read(models, given)
-            asked.setdefault(question.model, []).append((number, question))
+            name, columns = examples.read(models, given)
         except InputError as error:
-            found[number] = {**questions.echo(given), "error": str(error)}
-    for name, own in asked.items():
-        # A pair and a single text are told apart by their columns, which a tokenizer wants apart.
-        for width in sorted({len(question.columns) for _, question in own}):
-            here = [(number, question) for number, question in own if len(question.columns) == width]
-            given = [question for _, question in here]
-            for (number, question), answer in zip(here, _ask(models[name], place, given, max_length), strict=True):
-                found[number] = {**question.echo, **answer}
-    return found
+            answers[place] = {"error": str(error)}
+        else:
+            asked.setdefault((name, len(columns)), []).append((place, columns))
+    for (name, _), own in asked.items():
+        columns = tuple(map(list, zip(*(columns for _, columns in own), strict=True)))
+        found = _ask(models[name], params[name], columns, max_length)
+        for (place, _), answer in zip(own, found, strict=True):
+            answers[place] = answer
+    return [examples.id_of(given) | answer for given, answer in zip(window, answers, strict=True)]
 
 
-def _ask(model: Model, place: Placed, asked: Sequence[Question], max_length: int) -> Iterator[Answer]:
-    columns = tuple([question.columns[i] for question in asked] for i in range(len(asked[0].columns)))
-    count = sum(map(len, columns[0])) if model.tagged else len(asked)
-    encoded = tokens.encode_once(model.base.tokenizer(), Texts(columns, np.zeros(count, np.int32)), max_length)
+def _ask(model: Model, params: Tree, columns: tuple[list[Any], ...], max_length: int) -> Iterator[dict[str, Any]]:
+    """The answers of one model to one or two columns of texts, or one of lists of words."""
+    count = sum(map(len, columns[0])) if model.tagged else len(columns[0])
+    encoded = tokens.tokenize(model.base.tokenizer(), Texts(columns, np.zeros(count, np.int32)), max_length)
     if (largest := int(encoded.tokens.max())) >= model.shape.vocab_size:
         known = model.shape.vocab_size
-        raise InputError(f"{model.base.folder}: the tokenizer gives token {largest}, the model knows {known}")
-    logits = _logits(model.shape, place(model.params), place.count, encoded, max_length)
-    for begin, end in itertools.pairwise(encoded.label_offsets.tolist()):
-        yield _answer(model, logits[begin:end])
+        raise InputError(f"{model.base.name}: the tokenizer gives token {largest}, the model knows {known}")
+    logits = np.full((count, model.shape.num_outputs), np.nan, np.float32)
+    if len(encoded.asked.label):  # of words, all may be without a token
+        logits[encoded.asked.label] = _logits(model, params, encoded, max_length)
+    if model.tagged:
+        parts = itertools.pairwise(encoded.label_offsets.tolist())
+        words = zip(columns[0], parts, strict=True)
+        return (_of_words(model.labels, own, logits[start:stop]) for own, (start, stop) in words)
+    if not model.labels:
+        return ({"score": results.plain(score)} for score in logits[:, 0].tolist())
+    return (_of_classes(model.labels, own) for own in _softmax(logits))
 
 
-def _logits(shape: BertConfig, params: Tree, count: int, encoded: Encoded, max_length: int) -> np.ndarray:
-    """Of every label, float32 `[labels, outputs]`; nan where no token answers for it."""
-    found = np.full((len(encoded.labels), shape.num_outputs), np.nan, np.float32)
-    if not len(encoded.asked.label):
-        return found
-    program = _program(shape, count)
-    own = lay(encoded, count, max_length, work.knee(shape))
-    given = [jax.tree.map(lambda leaf: leaf[:, number], own.batch) for number in range(len(own.part))]  # noqa: B023
-    results = [program(params, devices.put(batch, count)) for batch in given]
-    for logits, part, label in zip(results, own.part, own.label, strict=True):
-        inside = label != batches.NONE
-        found[label[inside]] = np.asarray(logits)[part[inside], np.flatnonzero(inside)]
-    return found
+def _of_classes(labels: tuple[str, ...], share: np.ndarray) -> dict[str, Any]:
+    known = bool(np.isfinite(share).all())
+    best = labels[int(share.argmax())] if known else None
+    return {"label": best, "probabilities": dict(zip(labels, results.plain(share), strict=True))}
+
+
+def _of_words(labels: tuple[str, ...], words: list[str], logits: np.ndarray) -> dict[str, Any]:
+    share = _softmax(logits)
+    known = np.isfinite(share).all(axis=-1)
+    best = np.where(known, share.argmax(axis=-1), 0)
+    tags = [labels[number] if there else None for number, there in zip(best, known, strict=True)]
+    chosen = np.where(known, share[np.arange(len(best)), best], np.nan)
+    return {"tokens": words, "tags": tags, "probabilities": results.plain(chosen)}
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """Over the last axis, float32; nan where a logit is not finite."""
+    logits = np.where(np.isfinite(logits).all(axis=-1, keepdims=True), logits, np.nan)
+    raised = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    share: np.ndarray = raised / raised.sum(axis=-1, keepdims=True)
+    return share
+
+
+class Calls(NamedTuple):
+    """How examples are cut into calls of one shape on all devices."""
+
+    shape: Shape  # of a batch
+    targets: int  # of a batch
+    order: np.ndarray  # the examples of each batch, int64 [calls × devices, examples]
+    layout: Layout  # where they begin, [calls × devices, examples]
+
+
+def _logits(model: Model, params: Tree, encoded: Encoded, max_length: int) -> np.ndarray:
+    """Of every target that the examples have, float32 `[targets, outputs]`."""
+    count = jax.local_device_count()
+    calls = cut(encoded, model.shape, max_length, count, words=model.tagged)
+    asks = batches.asks_of(encoded, calls.order, calls.targets)
+    made: Any = batches.make_batches(encoded, calls.order, asks, calls.layout, calls.shape, 1)
+    by_call = jax.tree.map(lambda x: x[0].reshape(-1, count, *x.shape[2:]), made)
+    ask = program(model.shape, count)
+    begun = [
+        ask(params, devices.put(jax.tree.map(lambda x: x[number], by_call), count))  # noqa: B023 - called at once
+        for number in range(len(calls.order) // count)
+    ]
+    found = np.concatenate([np.asarray(part) for part in begun])
+    logits = np.empty((len(encoded.asked.label), found.shape[-1]), np.float32)
+    inside = asks.target != batches.NONE
+    logits[asks.target[inside]] = found[inside]
+    return logits
+
+
+def cut(encoded: Encoded, shape: BertConfig, max_length: int, count: int, *, words: bool) -> Calls:
+    """The cheapest calls for some examples on `count` devices, of the few shapes that there are."""
+    longest, knee = int(encoded.lengths.max()), work.knee(shape)
+    top = -(-max_length // packing.MULTIPLE) * packing.MULTIPLE
+    laid = {
+        length: packing.pack_all(encoded.lengths, length)
+        for length in (*(length for length in LENGTHS if length < top), top)
+        if length >= longest
+    }
+
+    def calls(own: Shape) -> int:
+        return -(-laid[own.length][1] // (own.rows * count))
+
+    shapes = [Shape(max(size // length, 1), length) for length in laid for size in (FEW, evaluation.TOKENS)]
+    best = min(shapes, key=lambda own: calls(own) * (packing.cost(own, knee) + CALL))
+    room = best.tokens if words else max(best.tokens // SHORT, best.length)
+    layout, number = laid[best.length][0], calls(best)
+    while True:
+        order, where = batches.deal(layout, number * count)
+        if batches.count_targets(encoded, order).max() <= room:
+            return Calls(best, room, order, where)
+        number += 1  # many very short ones; a batch of one row has room for all that fit
 
 
 @functools.cache
-def _program(shape: BertConfig, count: int) -> Callable[[Tree, Batch], jax.Array]:
-    """Logits `[devices, targets, outputs]` of a batch `[devices, …]`."""
-    return devices.parallel(lambda params, batch: Classifier(shape).apply({"params": params}, batch, {}), count)
-
-
-def lay(encoded: Encoded, count: int, max_length: int, knee: float) -> Work:
-    """Examples in rows of one of a few lengths, in batches of one of a few sizes, cut for so many devices."""
-    lengths = encoded.lengths
-    tried = [length for length in row_lengths(max_length) if length >= lengths.max()]
-    laid = {length: packing.pack_all(lengths, length) for length in tried}
-    length = min(tried, key=lambda own: packing.cost(Shape(laid[own][1], own), knee))
-    layout, rows = laid[length]
-    most = [max(size // length, 1) * count for size in SIZES]
-    each = next((own for own in most if rows <= own), most[-1])
-    order, where = evaluation.deal(layout, -(-rows // each))
-    room = max(TARGETS, 2 ** int(np.ceil(np.log2(batches.count_targets(encoded, order).max()))))
-    asks = batches.asks_of(encoded, order, room)
-    made: Any = batches.make_batches(encoded, order, asks, Layout(*where), Shape(each, length), count)
-    part = np.take_along_axis(where.row // (each // count), asks.column, axis=-1)
-    label = np.where(asks.target == batches.NONE, batches.NONE, encoded.asked.label[asks.target])
-    return Work(made, part, label)
-
-
-def row_lengths(max_length: int) -> list[int]:
-    """Those that are tried: doubling, up to the first that holds every example."""
-    lengths = [SHORTEST]
-    while lengths[-1] < max_length:
-        lengths.append(2 * lengths[-1])
-    return lengths
-
-
-def _answer(model: Model, logits: np.ndarray) -> Answer:
-    """Of an example's labels: one, or one a word, float32 `[labels, outputs]`."""
-    if not model.labels:
-        return {"score": _number(logits[0, 0])}
-    power = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    shares = power / power.sum(axis=1, keepdims=True)
-    known, best = np.isfinite(shares).all(axis=1), np.argmax(np.nan_to_num(shares), axis=1)
-    labels = [model.labels[i] if there else None for i, there in zip(best, known, strict=True)]
-    if model.tagged:
-        return {"tags": labels, "probabilities": [_number(share) for share in shares[np.arange(len(best)), best]]}
-    by_label = {label: _number(share) for label, share in zip(model.labels, shares[0], strict=True)}
-    return {"label": labels[0], "probabilities": by_label}
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def program(shape: BertConfig, count: int) -> Callable:
+    """Parameters and a batch to logits `[devices, targets, outputs]`, on `count` devices, without dropout."""
+    classifier = bert.Classifier(shape)
+    return devices.parallel(lambda params, batch: classifier.apply({"params": params}, batch, {}), count)

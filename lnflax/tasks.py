@@ -15,6 +15,8 @@ from lnflax import corpora, hub, sources, streams, synthetic, synthetic_tags
 from lnflax.corpora import Tagged
 from lnflax.errors import InputError
 
+GLUE = "nyu-mll/glue"
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -32,7 +34,7 @@ class Task:
     metrics: tuple[str, ...] = ("accuracy",)
     splits: tuple[str, ...] = ("validation",)
     epochs: int = 20
-    source: str = "nyu-mll/glue"
+    source: str = GLUE
     tagged: bool = False
     spans: bool = False
     unseen: tuple[str, ...] = ()
@@ -153,6 +155,29 @@ def locate(task: Task, path: str, eval_split: str) -> Path | hub.Found | str:
     return corpora.locate(task.name, path, splits) if task.tagged else _locate(task.name, path, splits)
 
 
+def read_test(name: str, split: str, columns: Sequence[str], path: str) -> tuple[list[str], ...]:
+    """The texts of a test set, which has no labels, in the order of its `idx`: a list a column.
+
+    Args:
+        name: the folder of GLUE's: a task, or `ax`.
+        split: of it.
+        columns: the texts that are wanted.
+        path: a hub id, or a folder in the hub's layout.
+
+    Raises:
+        InputError: the set is not there, or lacks a column or a text.
+    """
+    where, table = f"data.path: {name} {split}", _read(name, path, (split,))[split]
+    for column in (*columns, "idx"):
+        if column not in table:
+            raise InputError(f"{where}: no column {column!r}; there are {', '.join(table)}")
+    place = np.argsort(np.asarray(list(table["idx"])), kind="stable")
+    found = tuple([own[i] for i in place] for own in (list(table[column]) for column in columns))
+    if any(not isinstance(text, str) for own in found for text in own):
+        raise InputError(f"{where}: a text is missing")
+    return found
+
+
 def _source(task: Task, path: str) -> str:
     if path == "nltk" and task.name != "pos":
         raise InputError(f"data.path: nltk has pos alone, not {task.name}")
@@ -193,7 +218,7 @@ def _locate(task: str, path: str, splits: tuple[str, ...]) -> Path | hub.Found:
     def choose(names: Sequence[str]) -> dict[str, list[str]]:
         return {_pattern(task, split): sorted(fnmatch.filter(names, _pattern(task, split))) for split in splits}
 
-    needed = splits if path == TASKS[task].source else splits[:2]
+    needed = splits if path == GLUE else splits[:2]
     wanted = hub.Wanted("dataset", path, choose, tuple(_pattern(task, split) for split in needed))
     return hub.fetch(f"data.path: {path!r}, {task}", wanted)
 

@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -87,29 +87,29 @@ def cache_folder() -> Path:
 
 
 def encode(tokenizer: Any, texts: Texts, max_length: int) -> Encoded:
-    """The token ids of all examples, pairs cut longest first; from the cache where it has them.
-
-    A word's tag is asked of its first token. One without any, or whose first is cut away, is not asked for.
-    """
+    """`tokenize`, from the cache where it has them."""
     path = cache_folder() / f"tokens-{_key(tokenizer, texts, max_length)}.safetensors"
     try:
         return _encoded(texts, load_file(path))
     except (FileNotFoundError, SafetensorError, OSError, TypeError):
         pass
-    made = _tokenize(tokenizer, texts, max_length)
+    made = _arrays(tokenizer, texts, max_length)
     content = save(made)
     keep(path, lambda file: file.write(content))
     return _encoded(texts, made)
 
 
-def encode_once(tokenizer: Any, texts: Texts, max_length: int) -> Encoded:
-    """The same of texts that will not come again: without the cache."""
-    return _encoded(texts, _tokenize(tokenizer, texts, max_length))
+def tokenize(tokenizer: Any, texts: Texts, max_length: int) -> Encoded:
+    """The token ids of all examples, pairs cut longest first.
+
+    A word's tag is asked of its first token. One without any, or whose first is cut away, is not asked for.
+    """
+    return _encoded(texts, _arrays(tokenizer, texts, max_length))
 
 
-def _encoded(texts: Texts, made: Mapping[str, np.ndarray]) -> Encoded:
+def _encoded(texts: Texts, arrays: dict[str, np.ndarray]) -> Encoded:
     make = _of_words if texts.tagged else Encoded.of_sentences
-    return make(**made, labels=texts.labels)
+    return make(**arrays, labels=texts.labels)
 
 
 def _of_words(
@@ -130,7 +130,7 @@ def _of_words(
     return Encoded(tokens, token_types, offsets, labels, label_offsets, asked)
 
 
-def _tokenize(tokenizer: Any, texts: Texts, max_length: int) -> dict[str, np.ndarray]:
+def _arrays(tokenizer: Any, texts: Texts, max_length: int) -> dict[str, np.ndarray]:
     rows = tokenizer(
         *texts.columns,
         truncation="longest_first",

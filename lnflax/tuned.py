@@ -17,7 +17,6 @@ from lnflax.errors import InputError
 from lnflax.tasks import TASKS, Task
 
 NO_TASK = "base"  # whose name a fresh head is drawn by
-FRESH = ("LABEL_0", "LABEL_1")  # what its outputs are called, as transformers does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +51,9 @@ class Model:
     params: Mapping[str, np.ndarray]  # every parameter by path, float32
     labels: tuple[str, ...]  # of the outputs; none of a regression
     tagged: bool  # whether it answers for words
-    own_head: bool  # whether it was trained, by a delta or by whoever made the checkpoint
     task: Task | None  # None where no delta says
     about: About | None  # of the delta
+    fresh: bool = False  # whether the head was drawn, and has learned nothing
 
 
 def open_base(name: str) -> Base:
@@ -75,10 +74,11 @@ def load(base: Base) -> Model:
     """The base without any delta: its own head where it has one, else a fresh one of seed 0 and two outputs."""
     head, labels, tagged = checkpoint.read_head(base.folder)
     pooling = "pooler" if base.has_pooler and not tagged else "cls"
-    shape = _shape(base.folder, pooling, len(head["classifier/bias"]) if head else 2)
-    given = head or heads.make_head(shape, init="normal", seed=0, task=NO_TASK)
-    labels = labels if head else FRESH
-    return Model(base, shape, {**base.body(pooling), **given}, labels, tagged, bool(head), None, None)
+    fresh = not head
+    labels = ("LABEL_0", "LABEL_1") if fresh else labels
+    shape = _shape(base.folder, pooling, len(labels) or 1)
+    head = heads.make_head(shape, init="normal", seed=0, task=NO_TASK) if fresh else head
+    return Model(base, shape, {**base.body(pooling), **head}, labels, tagged, None, None, fresh)
 
 
 def apply(base: Base, path: Path | str) -> Model:
@@ -99,7 +99,7 @@ def apply(base: Base, path: Path | str) -> Model:
         raise InputError(f"{where}: its head has the shapes {found}; {wanted} are wanted")
     task = TASKS.get(about.task)
     params = {**body, **changed, **head}
-    return Model(base, shape, params, about.labels, task is not None and task.tagged, True, task, about)
+    return Model(base, shape, params, about.labels, task is not None and task.tagged, task, about)
 
 
 def base_of(path: Path | str) -> str | None:

@@ -77,7 +77,7 @@ def test_the_folder_for_transformers(checkpoint, delta, workdir, tmp_path, capsy
     with safe_open(tmp_path / "hf" / "model.safetensors", framework="np") as file:
         assert file.metadata() == {"format": "pt"}
     again = tuned.load(tuned.open_base(str(tmp_path / "hf")))
-    assert again.own_head and again.labels == model.labels and again.shape == model.shape
+    assert not again.fresh and again.labels == model.labels and again.shape == model.shape
     assert all(leaf.tobytes() == again.params[path].tobytes() for path, leaf in model.params.items())
 
 

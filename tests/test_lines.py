@@ -1,191 +1,277 @@
-"""Lines in and out: what arrives is answered at once, in order; what is wrong is answered in place."""
+"""Lines in, lines of JSON out: names of deltas, what a line may be, promptness, an end to what is held."""
 
+import contextlib
 import io
+import itertools
 import json
 import os
-import subprocess
+import select
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
 
-from lnflax import __main__ as command
-from lnflax import deltas, lines, process, tuned
-from lnflax.deltas import About, Delta
+from lnflax import lines, tuned
 from lnflax.errors import InputError
+from lnflax.tasks import ENTAILMENT, TASKS
 from tests import tiny
 
-ROOT = Path(__file__).parents[1]
+DELTA = "seed0-lr0.005.safetensors"
+WAIT = 120  # seconds, far more than anything takes
 
 
-@pytest.fixture(autouse=True)
-def started(monkeypatch):
-    """In this process JAX has been set up already."""
-    monkeypatch.setattr(process, "set_up", lambda: "")
+def test_a_delta_is_named_after_its_task_its_file_or_as_is_said(tmp_path):
+    run = tmp_path / "w" / "rte" / "layernorms" / "deltas" / DELTA
+    odd = tmp_path / "a=b.safetensors"
+    odd.touch()
+    found = lines.named([str(run), "mine.safetensors", f"other={run}", "x=y=z", str(odd)])
+    assert found == {
+        **{"rte": run, "mine": Path("mine.safetensors"), "other": run},
+        **{"x": Path("y=z"), "a=b": odd},
+    }
+    assert lines.named([]) == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (
+            ["a/x.safetensors", "b/x.safetensors"],
+            "a/x.safetensors and b/x.safetensors are both called 'x'; give NAME=FILE",
+        ),
+        (["x=a", "x=b"], "a and b are both called 'x'; give NAME=FILE"),
+        (["=a"], "'=a' is no delta; give FILE or NAME=FILE"),
+        (["a="], "'a=' is no delta; give FILE or NAME=FILE"),
+    ],
+)
+def test_names_that_do_not_tell_are_refused(given, reason):
+    with pytest.raises(InputError, match=reason):
+        lines.named(given)
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("model") / "model")
+def base(tmp_path_factory):
+    return tuned.open_base(str(tiny.write_checkpoint(tmp_path_factory.mktemp("model") / "model")))
 
 
-def write_delta(path, checkpoint, task="cola", labels=("no", "yes"), pooling="pooler"):
-    """A head alone."""
-    base = tuned.open_base(str(checkpoint))
-    about = About(task, "frozen", 0, 1e-3, 1, base.sha256(pooling == "pooler"), pooling, labels)
-    outputs = len(labels) or 1
-    head = {"classifier/bias": np.zeros(outputs, np.float32), "classifier/kernel": tiny.draw(task, (32, outputs), 3)}
-    deltas.write(path, Delta(about, head, {}))
-    return path
-
-
-def test_deltas_are_called_by_their_files_or_as_they_are_told(tmp_path):
-    inside = tmp_path / "w" / "rte" / "layernorms" / "deltas" / "seed0-lr0.1.safetensors"
-    assert lines.named(["a.safetensors", f"b={inside}", str(inside)]) == {
-        "a": Path("a.safetensors"),
-        "b": inside,
-        "rte/layernorms/seed0-lr0.1": inside,
+def model(base, *, task="rte", labels=ENTAILMENT, shares=(1, 3), tagged=False):
+    """One that says the same of everything, with probabilities in these shares."""
+    own = tuned.load(base)
+    head = {
+        "classifier/kernel": np.zeros_like(own.params["classifier/kernel"]),
+        "classifier/bias": np.log(np.float32(shares)),
     }
-    with pytest.raises(InputError, match="two deltas are called 'a'; give NAME=FILE"):
-        lines.named(["x/a.safetensors", "y/a.safetensors"])
+    return tuned.Model(base, own.shape, {**own.params, **head}, labels, tagged, TASKS[task], None)
 
 
-def run(*arguments):
-    return command.main(["predict", "--max_length=32", *map(str, arguments)])
+@pytest.fixture(scope="module")
+def rte(base):
+    return model(base)
 
 
-def test_a_file_of_texts_is_answered_line_by_line(tmp_path, checkpoint):
-    delta = write_delta(tmp_path / "d.safetensors", checkpoint)
-    (tmp_path / "texts.txt").write_bytes(b"the\r\n\xff\na\tthe\n\nand")
-    assert run(delta, f"--base={checkpoint}", f"--input={tmp_path / 'texts.txt'}", f"--output={tmp_path / 'o'}") == 0
-    found = [json.loads(line) for line in (tmp_path / "o").read_text("utf-8").splitlines()]
-    assert [own["line"] for own in found] == [1, 2, 3, 4, 5]
-    assert [own.get("error") for own in found] == [
-        None,
-        "the line is not UTF-8 (invalid start byte at byte 1)",
-        "text: cola reads a text, not 2",
-        "text: there is none",
-        None,
+@pytest.fixture(scope="module")
+def pos(base):
+    return model(base, task="pos", labels=("A", "B"), tagged=True)
+
+
+def answers(models, folder, data, form=None, name="in.txt"):
+    """What is written for a file of these bytes."""
+    (folder / name).write_bytes(data)
+    lines.answer(models, str(folder / name), form, str(folder / "out"), 16)
+    written = (folder / "out").read_bytes()
+    assert written.endswith(b"\n") or not written
+    return [json.loads(line) for line in written.splitlines()]
+
+
+def brief(answer):
+    return answer.get("label") or answer.get("tags") or answer["error"]
+
+
+def test_a_line_of_text_is_a_pair_with_a_tab_between(rte, tmp_path):
+    found = answers({"": rte}, tmp_path, b"the film\tis old\r\nthe film\n\n\xff\xfe\na\tb\tc\nthis\tthat")
+    assert [own["line"] for own in found] == [1, 2, 3, 4, 5, 6]
+    assert [brief(own) for own in found] == [
+        *("not_entailment", "rte wants a pair of texts, not one text", "rte wants a pair of texts, not one text"),
+        *("the line is not UTF-8 (invalid start byte at byte 1)", "rte wants a pair of texts, not 3 texts"),
+        "not_entailment",
     ]
-    for own in (found[0], found[4]):
-        assert own["label"] == max(own["probabilities"], key=own["probabilities"].get) in ("no", "yes")
+    assert found[0]["probabilities"] == pytest.approx({"entailment": 0.25, "not_entailment": 0.75}, abs=1e-6)
 
 
-def test_json_lines_name_their_deltas_and_keep_their_ids(tmp_path, checkpoint):
-    one = write_delta(tmp_path / "one.safetensors", checkpoint)
-    two = write_delta(tmp_path / "two.safetensors", checkpoint, "stsb", ())
-    words = write_delta(tmp_path / "words.safetensors", checkpoint, "pos", ("A", "B", "C"), "cls")
+def test_a_line_of_text_is_words_where_the_model_tags_them(pos, tmp_path):
+    found = answers({"": pos}, tmp_path, b"the  film\tis\n\n \nthis\n")
+    assert [brief(own) for own in found] == [["B"] * 3, "there are no words", "there are no words", ["B"]]
+    assert found[0]["tokens"] == ["the", "film", "is"]
+
+
+def test_a_line_of_json_is_an_object_a_list_or_an_error(rte, pos, tmp_path):
     given = [
-        '{"delta": "one", "text": "the", "id": "\\ud83d"}',
-        '{"delta": "2", "text": "the", "pair": "a", "id": 7}',
-        '{"delta": "words", "tokens": ["the", "a"]}',
-        '{"text": "the"}',
-        '{"delta": "two", "text": NaN}',
-        "[1]",
-        "{",
-        "[" * 100_000,
+        {"delta": "rte", "text": "the film", "pair": "is öld", "id": "é"},
+        {"delta": "pos", "tokens": ["the", "film"], "id": {"a": [1.5]}},
+        {"delta": "pose", "tokens": ["the"], "id": 3},
     ]
-    (tmp_path / "i.jsonl").write_text("\n".join(given), "utf-8")
-    flags = (f"--base={checkpoint}", f"--input={tmp_path / 'i.jsonl'}", f"--output={tmp_path / 'o'}")
-    assert run(one, f"2={two}", words, *flags) == 0
-    found = [json.loads(line) for line in (tmp_path / "o").read_text("utf-8").splitlines()]
-    assert found[0]["id"] == "\ud83d" and found[0]["label"] in ("no", "yes")
-    assert list(found[1]) == ["line", "id", "score"] and found[1]["id"] == 7
-    assert len(found[2]["tags"]) == len(found[2]["probabilities"]) == 2 and set(found[2]["tags"]) <= {"A", "B", "C"}
-    errors = [own["error"] for own in found[3:]]
-    assert errors[0] == "delta: the example names none; allowed are one, 2, words"
-    assert errors[1] == "the line is not JSON (NaN is not JSON)"
-    assert errors[2] == "the line is no JSON object"
-    assert all(error.startswith("the line is not JSON (") for error in errors[3:])
+    data = "\n".join([json.dumps(own, ensure_ascii=False) for own in given]).encode()
+    data += (
+        b'\n{"delta": "rte", "text": \nNaN\n"the"\n'
+        + b"[" * 100_000
+        + b'\n\xff\n{"delta": "pos", "tokens": ["a"], "id": "\\ud800"}'
+    )
+    found = answers({"rte": rte, "pos": pos}, tmp_path, data, name="in.jsonl")
+    assert [own.get("id") for own in found] == ["é", {"a": [1.5]}, 3, None, None, None, None, None, "\ud800"]
+    said = [brief(own) for own in found]
+    assert said[:3] == [
+        "not_entailment",
+        ["B", "B"],
+        "delta: 'pose' is not known; allowed are rte, pos; did you mean 'pos'?",
+    ]
+    assert said[3] == "the line is not JSON (Expecting value: line 1 column 26 (char 25))"
+    assert said[4] == "the line is not JSON (NaN is not allowed)"
+    assert said[5] == "there are 2 deltas: an example names its own as 'delta'"
+    assert said[6].startswith("the line is not JSON (")
+    assert said[7:] == ["the line is not UTF-8 (invalid start byte at byte 1)", ["B"]]
+    assert '"é"' in (tmp_path / "out").read_text("utf-8")
 
 
-@pytest.mark.timeout(60)
-def test_what_has_arrived_is_given_before_more_comes():
-    end, begin = os.pipe()
-    with os.fdopen(end, "rb") as source, os.fdopen(begin, "wb", buffering=0) as sink:
-        windows = lines.arrived(source)
-        for line in (b"one\n", b"two\n"):
-            sink.write(line)
-            assert next(windows) == [line]
-        sink.write(b"half")
-        sink.close()
-        assert list(windows) == [[b"half"]]
+def test_the_form_goes_by_the_ending_or_as_is_said(rte, tmp_path):
+    pair = b'["the film", "is old"]\n'
+    for form, name, label in (
+        (None, "a.json", True),
+        (None, "a.txt", False),
+        ("jsonl", "a.txt", True),
+        ("text", "a.jsonl", False),
+    ):
+        (found,) = answers({"": rte}, tmp_path, pair, form, name)
+        assert ("label" in found) == label
 
 
-def test_a_window_is_not_larger_than_asked_for():
-    found = list(lines.arrived(io.BytesIO(b"x\n" * 100), most=7))
-    assert max(map(len, found)) <= 7 and sum(map(len, found)) == 100
+def test_a_line_that_is_too_long_is_passed_over(rte, tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "LONGEST", 16)
+    found = answers({"": rte}, tmp_path, b"a\tb\n" + b"a\t" + 13 * b"b" + b"\n" + b"a\t" + 50 * b"b" + b"\na\tb\n")
+    long = "the line is longer than 16 bytes"
+    assert [brief(own) for own in found] == ["not_entailment", "not_entailment", long, "not_entailment"]
 
 
-def test_a_source_that_fails_is_told_of_after_what_came_before():
-    def broken():
-        yield b"one\n"
-        raise OSError(5, "Input/output error")
+def test_windows_of_a_file_end_at_so_many_lines_or_bytes(rte, tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "WINDOW", 3)
+    monkeypatch.setattr(lines, "HELD", 20)
+    data = b"a\tb\n" * 7 + 3 * (b"a\t" + 15 * b"b" + b"\n")
+    (tmp_path / "in").write_bytes(data)
+    with (tmp_path / "in").open("rb") as file:
+        sizes = [len(window) for window in lines._windows(file)]
+    assert sizes == [3, 3, 2, 2]
+    assert [own["line"] for own in answers({"": rte}, tmp_path, data)] == list(range(1, 11))
 
-    windows = lines.arrived(broken())
-    assert next(windows) == [b"one\n"]
-    with pytest.raises(OSError, match="Input/output error"):
-        next(windows)
+
+def test_nothing_gives_nothing(rte, tmp_path, capsys):
+    assert answers({"": rte}, tmp_path, b"") == []
+    assert capsys.readouterr().err == ""
 
 
-def predict_process(*arguments):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "lnflax", "predict", *map(str, arguments), "--max_length=32"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment,
-        cwd=ROOT,
+def test_errors_are_counted_and_a_fresh_head_is_told_of(base, rte, tmp_path, capsys):
+    answers({"": rte}, tmp_path, b"a\tb\nx\ny\n")
+    assert capsys.readouterr().err == "warning: 2 of 3 lines have an error\n"
+    fresh = tuned.Model(base, rte.shape, rte.params, ("A", "B"), False, None, None, fresh=True)
+    answers({"": fresh}, tmp_path, b"a\n")
+    assert (
+        capsys.readouterr().err == f"warning: {base.name} has no head: a fresh one answers, which has learned nothing\n"
     )
 
 
-@pytest.mark.timeout(300)
-def test_the_command_answers_each_line_before_the_next_and_ends_quietly(tmp_path, checkpoint):
-    delta = write_delta(tmp_path / "d.safetensors", checkpoint)
-    with predict_process(delta, f"--base={checkpoint}") as child:
-        for number, text in enumerate((b"the\n", b"a\n"), start=1):
-            child.stdin.write(text)
-            child.stdin.flush()
-            assert json.loads(child.stdout.readline())["line"] == number
-        child.stdout.close()  # as `head` does
-        child.stdin.write(b"the\n" * 10)
-        child.stdin.close()
-        assert child.wait(60) == 0
-        assert child.stderr.read() == b""
+def test_what_cannot_be_read_or_written_is_refused(rte, tmp_path):
+    there, models = tmp_path / "there", {"": rte}
+    there.write_bytes(b"a\tb\n")
+    for source, output, reason in (
+        (tmp_path / "no", "-", "--input: .*no cannot be read: No such file or directory"),
+        (tmp_path, "-", "--input: .* cannot be read: Is a directory"),
+        (there, tmp_path / "no" / "out", "--output: .*out cannot be written: No such file or directory"),
+        (there, there, "--output: .*there is the input"),
+    ):
+        with pytest.raises(InputError, match=reason):
+            lines.answer(models, str(source), None, str(output), 16)
+    assert there.read_bytes() == b"a\tb\n"
+    with pytest.raises(InputError, match="--format: text names no delta, and there are 2; give jsonl"):
+        lines.answer({"a": rte, "b": rte}, str(there), None, "-", 16)
+    with pytest.raises(InputError, match="max_length: 65"):
+        lines.answer(models, str(there), None, str(tmp_path / "new"), 65)
+    assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.timeout(300)
-def test_the_base_alone_says_that_its_head_is_fresh(tmp_path, checkpoint):
-    bare = tiny.write_checkpoint(tmp_path / "bare")
-    state = load_file(bare / "model.safetensors")
-    save_file({name: x for name, x in state.items() if "classifier" not in name}, bare / "model.safetensors")
-    with predict_process(f"--base={bare}") as child:
-        out, error = child.communicate(b"the\n", 120)
-    assert set(json.loads(out)["probabilities"]) == {"LABEL_0", "LABEL_1"} and child.returncode == 0
-    assert error.decode() == f"warning: {bare} has no head; a fresh one, of seed 0 and two outputs, answers\n"
+@contextlib.contextmanager
+def pipes(monkeypatch):
+    """Standard input and output of this process as pipes: their other ends. pytest's own come between phases."""
+    (read_in, write_in), (read_out, write_out) = os.pipe(), os.pipe()
+    with (
+        io.TextIOWrapper(os.fdopen(read_in, "rb")) as own_in,
+        io.TextIOWrapper(os.fdopen(write_out, "wb")) as own_out,
+        os.fdopen(write_in, "wb", buffering=0) as producer,
+        os.fdopen(read_out, "rb", buffering=0) as consumer,
+    ):
+        monkeypatch.setattr(sys, "stdin", own_in)
+        monkeypatch.setattr(sys, "stdout", own_out)
+        yield producer, consumer
 
 
-def refused(capsys, *arguments):
-    assert run(*arguments) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("lnflax: ") and error.count("\n") == 1
-    return error
+def in_thread(*arguments):
+    thread = threading.Thread(target=lines.answer, args=arguments, daemon=True)
+    thread.start()
+    return thread
 
 
-def test_bad_input_is_one_line(tmp_path, checkpoint, capsys):
-    delta, base = write_delta(tmp_path / "d", checkpoint), f"--base={checkpoint}"
-    assert "--base is missing" in refused(capsys, delta)
-    assert "none.txt cannot be read: No such file" in refused(capsys, delta, base, "--input=none.txt")
-    (tmp_path / "i").write_text("the\n")
-    given = f"--input={tmp_path / 'i'}"
-    nowhere = f"--output={tmp_path / 'no' / 'o'}"
-    assert "cannot be written: No such file" in refused(capsys, delta, base, given, nowhere)
-    assert "is what is read" in refused(capsys, delta, base, given, f"--output={tmp_path / 'i'}")
-    assert "the model has 64 positions" in refused(
-        capsys, delta, base, given, "--max_length=65", f"--output={tmp_path / 'o'}"
-    )
-    assert "nothing.safetensors is not there" in refused(capsys, tmp_path / "nothing.safetensors", base)
-    assert (tmp_path / "i").read_text() == "the\n"
+def receive(consumer):
+    """An answer that must come though no line follows."""
+    assert select.select([consumer], [], [], WAIT)[0], "no answer"
+    return json.loads(consumer.readline())
+
+
+def test_a_slow_producer_has_its_answer_before_its_next_line(rte, monkeypatch):
+    with pipes(monkeypatch) as (producer, consumer):
+        talk(rte, producer, consumer)
+
+
+def talk(rte, producer, consumer):
+    thread = in_thread({"": rte}, "-", None, "-", 16)
+    for number in range(1, 4):
+        producer.write(b"the film\tis old\n" if number != 2 else b"half")
+        if number == 2:
+            producer.write(b" a line\n")
+        answer = receive(consumer)
+        assert answer["line"] == number and ("label" in answer) == (number != 2)
+    producer.write(b"this\tthat")  # its end tells that it is whole
+    producer.close()
+    assert receive(consumer)["line"] == 4
+    thread.join(WAIT)
+    assert not thread.is_alive()
+
+
+def test_a_closed_output_ends_it_quietly(rte, monkeypatch, capsys):
+    with pipes(monkeypatch) as (producer, consumer):
+        consumer.close()
+        producer.write(b"the film\tis old\n")
+        producer.close()
+        lines.answer({"": rte}, "-", None, "-", 16)
+        sys.stdout.flush()
+    assert capsys.readouterr().err == ""
+
+
+def test_what_arrives_is_read_ahead_up_to_a_window():
+    """However many lines come, a window that is answered and one that waits are held, and the line in hand."""
+    read = []
+    arrivals = lines.Arrivals(read.append(1) or b"line" for _ in iter(int, 1))
+    taken = 0
+    for window in itertools.islice(arrivals.windows(), 20):
+        taken += len(window)
+        assert 1 <= len(window) <= lines.WINDOW and len(read) <= taken + lines.WINDOW + 1
+
+
+def test_what_arrives_comes_in_order_and_so_does_an_error():
+    def source():
+        yield from (b"%d" % number for number in range(10_000))
+        raise OSError("the line is dead")
+
+    got = []
+    with pytest.raises(OSError, match="the line is dead"):
+        for window in lines.Arrivals(source()).windows():
+            got += window
+    assert got == [b"%d" % number for number in range(10_000)]
