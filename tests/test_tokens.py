@@ -79,7 +79,7 @@ def test_the_second_call_reads_the_cache(tokenizer, cache, monkeypatch):
     def fails(*_):
         raise AssertionError("tokenised again")
 
-    monkeypatch.setattr(tokens, "_tokenize", fails)
+    monkeypatch.setattr(tokens, "_arrays", fails)
     assert same(first, tokens.encode(tokenizer, texts(["a b", "c"]), 8))
     # Labels are the task's, not the cache's.
     other = tokens.encode(tokenizer, texts(["a b", "c"], labels=np.array([1.5, 2.5], np.float32)), 8)
