@@ -86,7 +86,7 @@ def submit(models: Mapping[str, Model], data: str, out: Path, max_length: int) -
 
 def _by_task(models: Mapping[str, Model]) -> dict[str, str]:
     """The name of each task's model."""
-    known = {own.task for own in TABLES} & set(TASKS)
+    known = sorted({own.task for own in TABLES} & set(TASKS))
     names: dict[str, str] = {}
     for name, model in models.items():
         if model.task is None:

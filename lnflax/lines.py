@@ -6,13 +6,14 @@ import collections
 import contextlib
 import itertools
 import json
+import math
 import os
 import stat
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from lnflax import results, serving
 from lnflax.errors import InputError
@@ -141,13 +142,18 @@ def _example(line: bytes | InputError, form: str, tagged: bool) -> Any:
     if form == "text":
         return text.split() if tagged else tuple(text.split("\t"))
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         return InputError(f"the line is not JSON ({error})")
 
 
-def _refuse(name: str) -> None:
+def _refuse(name: str) -> NoReturn:
     raise ValueError(f"{name} is not allowed")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse(text)
 
 
 def _windows(file: IO[bytes]) -> Iterator[list[bytes | InputError]]:

@@ -116,10 +116,10 @@ def test_a_line_of_json_is_an_object_a_list_or_an_error(rte, pos, tmp_path):
     data += (
         b'\n{"delta": "rte", "text": \nNaN\n"the"\n'
         + b"[" * 100_000
-        + b'\n\xff\n{"delta": "pos", "tokens": ["a"], "id": "\\ud800"}'
+        + b'\n\xff\n{"delta": "pos", "tokens": ["a"], "id": "\\ud800"}\n{"delta": "pos", "tokens": ["a"], "id": 1e999}'
     )
     found = answers({"rte": rte, "pos": pos}, tmp_path, data, name="in.jsonl")
-    assert [own.get("id") for own in found] == ["é", {"a": [1.5]}, 3, None, None, None, None, None, "\ud800"]
+    assert [own.get("id") for own in found] == ["é", {"a": [1.5]}, 3, None, None, None, None, None, "\ud800", None]
     said = [brief(own) for own in found]
     assert said[:3] == [
         "not_entailment",
@@ -130,7 +130,8 @@ def test_a_line_of_json_is_an_object_a_list_or_an_error(rte, pos, tmp_path):
     assert said[4] == "the line is not JSON (NaN is not allowed)"
     assert said[5] == "there are 2 deltas: an example names its own as 'delta'"
     assert said[6].startswith("the line is not JSON (")
-    assert said[7:] == ["the line is not UTF-8 (invalid start byte at byte 1)", ["B"]]
+    assert said[7:9] == ["the line is not UTF-8 (invalid start byte at byte 1)", ["B"]]
+    assert said[9] == "the line is not JSON (1e999 is not allowed)"
     assert '"é"' in (tmp_path / "out").read_text("utf-8")
 
 
