@@ -1,6 +1,7 @@
 """Exported models in PyTorch: every setting and both kinds of tasks, trained a few steps from MiniLM; PEFT likewise."""
 
 import functools
+import hashlib
 from pathlib import Path
 
 import jax
@@ -120,6 +121,16 @@ def test_the_exported_folder_answers_as_ours(workdir, base, sentences, tmp_path,
     again = tuned.load(tuned.open_base(str(tmp_path / "hf")))
     assert again.labels == model.labels and again.tagged == model.tagged
     assert all(leaf.tobytes() == again.params[own].tobytes() for own, leaf in model.params.items())
+
+
+@pytest.mark.parametrize(("task", "setting"), CELLS)
+def test_applied_and_reverted_the_checkpoints_file_is_the_same(workdir, tmp_path, task, setting):
+    path, tuned_folder, back = delta_of(workdir, task, setting), tmp_path / "tuned", tmp_path / "back"
+    assert command.main(["apply", str(path), str(tuned_folder)]) == 0
+    assert command.main(["revert", str(tuned_folder), str(back)]) == 0
+    files = [folder / "model.safetensors" for folder in (cases.minilm_folder(), tuned_folder, back)]
+    base, tuned_sum, again = (hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
+    assert again == base != tuned_sum
 
 
 def test_the_exported_tokenizer_reads_as_ours(workdir, base, sentences, tmp_path):
