@@ -6,15 +6,12 @@ same file again.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from lnflax import checkpoint, deltas, hugging_face, model_card, settings, storage, tensors
 from lnflax.deltas import About, Delta
@@ -132,19 +129,10 @@ def _check_config(folder: Path) -> None:
         raise InputError(f"{folder} has no {WEIGHTS}; other formats can run code and are not read")
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="np") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise storage.Damaged(path, f"is not a whole safetensors file ({error})") from error
-
-
 def _leaves(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The adapter's values by our paths, float32, and its metadata."""
     path, leaves = folder / WEIGHTS, {}
-    with _opened(path) as file:
+    with tensors.opened(path) as file:
         for key in file.keys():  # noqa: SIM118 - no mapping
             match = re.fullmatch(KEY, key)
             own = checkpoint.to_path(f"{match[1]}.{match[4]}") if match else ""

@@ -6,7 +6,6 @@ C order, ascending) and `PATH.value` (float32). Values are absolute, so that app
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from lnflax import results, rules, storage, tensors
 from lnflax.errors import InputError
@@ -159,7 +157,7 @@ class Leaves(Mapping[str, np.ndarray]):
         if path not in self._paths:
             raise KeyError(path)
         # Opened for each leaf: pages of a mapped file count as this process's memory until it is closed.
-        with _opened(self._file) as file:
+        with tensors.opened(self._file) as file:
             value: np.ndarray = file.get_tensor(path)
         return value
 
@@ -170,15 +168,6 @@ class Leaves(Mapping[str, np.ndarray]):
         return len(self._paths)
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="np") as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise storage.Damaged(path, f"is not a whole safetensors file ({error})") from error
-
-
 def read(path: Path) -> Delta:
     """What `write` stored, with its parts checked against each other; whole leaves are read when they are asked for.
 
@@ -187,7 +176,7 @@ def read(path: Path) -> Delta:
         InputError: no such file, or no delta.
     """
     storage.check(path)
-    with _opened(path) as file:
+    with tensors.opened(path) as file:
         told = about(path, file.metadata() or {})
         kinds = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
         whole, scalars = [], {}

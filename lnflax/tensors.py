@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from safetensors import SafetensorError, safe_open
+
+from lnflax.storage import Damaged
 
 
 def pack(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
@@ -31,6 +36,20 @@ def unpack(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """
     arrays = safetensors.numpy.load(data)
     return arrays, _header(data)[0].get("__metadata__", {})  # an optional part of a foreign file's header
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Any]:
+    """A file whose arrays are read one at a time.
+
+    Raises:
+        Damaged: it is no such file, or not whole.
+    """
+    try:
+        with safe_open(path, framework="np") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise Damaged(path, f"is not a whole safetensors file ({error})") from error
 
 
 def _header(data: bytes) -> tuple[dict[str, Any], int]:

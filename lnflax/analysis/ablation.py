@@ -89,7 +89,7 @@ def ablate(paths: Sequence[Path], counts: Sequence[int], draws: int) -> Ablation
         InputError: a path is no delta of a run folder, or they are of several cells or rates, or the model or the data
             is another one than they were trained with.
     """
-    own = finished.read(paths)
+    own = finished.read(paths, "--deltas")
     cell, given, data = own.cell, own.config, own.data
     base = data.model.body
     treatments = [

@@ -63,7 +63,7 @@ def average(cell: Path, out: Path | None) -> str:
     Raises:
         InputError: the cell is not finished or has fewer than two deltas, or its seeds train other scalars each.
     """
-    own = finished.read([cell / results.DELTAS])
+    own = finished.read([cell / results.DELTAS], "CELL")
     if len(own.seeds) < 2:
         raise InputError(f"{cell}: one seed has a delta at the selected rate; a mean needs two")
     delta = mean(own.deltas)
