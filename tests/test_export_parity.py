@@ -11,7 +11,7 @@ import pytest
 from lnflax import __main__ as command
 from lnflax import batches, bert, deltas, packing, results, rules, sources, tokens, tuned
 from lnflax.tasks import Texts
-from tests import studies, tiny
+from tests import studies
 from tests.parity import cases
 
 pytestmark = [
@@ -81,7 +81,7 @@ def ours(model, columns, max_length=128):
 
 @functools.cache
 def program(shape):
-    return tiny.jit(bert.Classifier(shape).apply)
+    return jax.jit(bert.Classifier(shape).apply)
 
 
 def theirs(network, batch, tagged):
