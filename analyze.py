@@ -11,7 +11,6 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from lnflax import process
 from lnflax.analysis.comparison import Against
@@ -20,15 +19,8 @@ from lnflax.analysis.entries import Reading
 from lnflax.analysis.grids import make_grids
 from lnflax.analysis.report import make_report
 from lnflax.analysis.tables import make_tables
-from lnflax.errors import InputError
+from lnflax.errors import InputError, OneLineParser
 from lnflax.selection import HOW
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors on one line, like those of the library."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
 
 
 def _task_metric(text: str) -> tuple[str, str]:
@@ -205,7 +197,7 @@ COMMANDS = {
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="analyze.py", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="analyze.py", description=__doc__, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, (add, text) in COMMANDS.items():
         add(commands.add_parser(name, help=text, allow_abbrev=False))

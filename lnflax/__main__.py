@@ -12,21 +12,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lnflax import MAX_LENGTH, process
-from lnflax.errors import InputError
+from lnflax.errors import InputError, OneLineParser
 
 DELTA = "runs/w/rte/layernorms/deltas/seed0-lr0.005.safetensors"
 TO = ("hf", "peft")
 FORMS = ("text", "jsonl")
-
-
-class _Parser(argparse.ArgumentParser):
-    """Errors on one line, like those of the library."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(message)
 
 
 def _count(text: str) -> int:
@@ -103,8 +96,8 @@ def _write(text: str) -> None:
     sys.stdout.write(text)
 
 
-def _add_base(parser: argparse.ArgumentParser, what: str = "the one that the study of the delta names") -> None:
-    text = f"the checkpoint: a folder or a hub id (default: {what})"
+def _add_base(parser: argparse.ArgumentParser) -> None:
+    text = "the checkpoint: a folder or a hub id (default: the one that the study of the delta names)"
     parser.add_argument("--base", metavar="MODEL", help=text)
 
 
@@ -211,7 +204,7 @@ COMMANDS = {
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     plain = argparse.RawDescriptionHelpFormatter
-    parser = _Parser(prog="lnflax", description=__doc__, allow_abbrev=False, formatter_class=plain)
+    parser = OneLineParser(prog="lnflax", description=__doc__, allow_abbrev=False, formatter_class=plain)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
     for name, (add, text, examples) in COMMANDS.items():
         shown = "\n".join(["examples:", *(f"  python -m lnflax {name} {example}" for example in examples)])

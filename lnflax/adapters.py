@@ -142,7 +142,7 @@ def _leaves(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             if (kind := file.get_slice(key).get_dtype()) not in TYPES:
                 raise InputError(f"{path}: {key!r} is {kind}; allowed are {', '.join(TYPES)}")
             value = np.asarray(file.get_tensor(key), np.float32)
-            leaves[own] = np.ascontiguousarray(value.T) if own.endswith("/kernel") else value
+            leaves[own] = checkpoint.to_foreign(own, value)
         return leaves, file.metadata() or {}
 
 

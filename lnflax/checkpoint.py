@@ -120,7 +120,7 @@ class Body(Mapping[str, np.ndarray]):
         # Opened for each leaf: pages of a mapped file count as this process's memory until it is closed.
         with _opened(self._file) as file:
             value = np.asarray(file.get_tensor(name), np.float32)
-        return np.ascontiguousarray(value.T) if path.endswith("/kernel") else value
+        return to_foreign(path, value)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -242,7 +242,7 @@ def to_name(path: str) -> str:
 
 
 def to_foreign(path: str, value: np.ndarray) -> np.ndarray:
-    """A value of ours as PyTorch has it: kernels `[out, in]`."""
+    """A value of ours as PyTorch has it, kernels `[out, in]`; and the other way round, since it transposes."""
     return np.ascontiguousarray(value.T) if path.endswith("/kernel") else value
 
 

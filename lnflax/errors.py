@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 
 class InputError(ValueError):
@@ -14,6 +16,13 @@ class InputError(ValueError):
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """Flags whose errors are an InputError's one line."""
+
+    def error(self, message: str) -> NoReturn:  # noqa: D102
+        raise InputError(message)
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
