@@ -47,8 +47,8 @@ def named(deltas: Sequence[str]) -> dict[str, Path]:
 
 
 def _name(path: Path) -> str:
-    folders = path.resolve().parents
-    return folders[2].name if len(folders) > 3 and folders[0].name == results.DELTAS else path.stem
+    cell = results.cell_of_delta(path)
+    return path.stem if cell is None else cell.parent.name
 
 
 def answer(models: Mapping[str, Model], source: str, form: str | None, output: str, max_length: int) -> None:

@@ -46,12 +46,12 @@ def find(delta: Path, about: deltas.About) -> Known | None:
     Raises:
         InputError: the cell's results are damaged.
     """
-    folders = delta.resolve().parents
-    if len(folders) < 4 or folders[0].name != results.DELTAS or not results.is_done(folders[1]):
+    place = results.cell_of_delta(delta)
+    if place is None or not results.is_done(place):
         return None
-    if (folders[2].name, folders[1].name) != (about.task, about.setting):
+    if (place.parent.name, place.name) != (about.task, about.setting):
         return None
-    cell = results.read_results(folders[3], about.task, about.setting)
+    cell = results.read_results(place.parents[1], about.task, about.setting)
     own = (about.seed, about.learning_rate, f"{results.DELTAS}/{delta.name}")
     for run in cell["runs"]:
         if (run["seed"], run["learning_rate"], run["delta"]) == own:

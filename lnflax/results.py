@@ -170,6 +170,12 @@ def read_results(workdir: Path | str, task: str, setting: str) -> dict[str, Any]
     return results
 
 
+def cell_of_delta(path: Path) -> Path | None:
+    """The cell's folder of a delta that lies in WORKDIR/TASK/SETTING/deltas; None of one elsewhere."""
+    folders = path.resolve().parents
+    return folders[1] if len(folders) > 3 and folders[0].name == DELTAS else None
+
+
 def kept_deltas(workdir: Path | str, cell: Mapping[str, Any]) -> dict[int, Path]:
     """The deltas of a cell's runs at the selected rate, by seed; none where none was kept."""
     folder, rate = cell_folder(workdir, cell["task"], cell["setting"]), cell["selected"]["learning_rate"]

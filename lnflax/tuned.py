@@ -104,10 +104,10 @@ def apply(base: Base, path: Path | str) -> Model:
 
 def base_of(path: Path | str) -> str | None:
     """The checkpoint that the study of a delta names, where the delta lies in its run folder."""
-    folders = Path(path).resolve().parents
-    if len(folders) < 4 or folders[0].name != results.DELTAS or not (folders[3] / results.CONFIG).is_file():
+    cell = results.cell_of_delta(Path(path))
+    if cell is None or not (cell.parents[1] / results.CONFIG).is_file():
         return None
-    name: str = results.read_json(folders[3] / results.CONFIG)["model"]["name"]
+    name: str = results.read_json(cell.parents[1] / results.CONFIG)["model"]["name"]
     return name
 
 
