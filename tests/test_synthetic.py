@@ -9,6 +9,7 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
 from lnflax import synthetic
+from lnflax.synthetic_words import FUNCTION_WORDS
 
 COLUMNS = {
     "cola": ["sentence"],
@@ -64,7 +65,7 @@ def rows_of(columns):
 
 
 def content_words(columns):
-    return {word for row in rows_of(columns) for text in row for word in text.split()} - synthetic.FUNCTION_WORDS
+    return {word for row in rows_of(columns) for text in row for word in text.split()} - FUNCTION_WORDS
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_every_function_word_is_in_train_and_dev():
     for task in COLUMNS:
         for split, columns in synthetic.generate(task).items():
             used[split == "train"] |= {word for row in rows_of(columns) for text in row for word in text.split()}
-    assert used[True] & used[False] >= synthetic.FUNCTION_WORDS
+    assert used[True] & used[False] >= FUNCTION_WORDS
 
 
 def test_sentences_are_short_and_filled(splits):

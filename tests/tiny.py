@@ -15,7 +15,7 @@ from lnflax import bert, rules, streams
 from lnflax.batches import Batch, Targets
 from lnflax.bert import BertConfig
 from lnflax.masks import Mask
-from lnflax.synthetic import FUNCTION_WORDS
+from lnflax.synthetic_words import FUNCTION_WORDS
 
 # Compiles in half the time; for programs that run once or twice.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
