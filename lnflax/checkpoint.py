@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import re
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from lnflax import bert, hub, rules, sources
 from lnflax.bert import BertConfig
 from lnflax.errors import InputError
+from lnflax.tensors import Leaves
 
 FILES = ("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "vocab.txt",
          "special_tokens_map.json", "added_tokens.json")  # fmt: skip
@@ -102,33 +104,6 @@ def read_raw(folder: Path) -> dict[str, Any]:
     return raw
 
 
-class Body(Mapping[str, np.ndarray]):
-    """The leaves of a body by path, in path order; each is read from the file when it is asked for, and not kept."""
-
-    def __init__(self, file: Path, names: Mapping[str, str]) -> None:
-        """`names` gives the foreign name of each path."""
-        self._file, self._names = file, dict(sorted(names.items()))
-
-    def __getitem__(self, path: str) -> np.ndarray:
-        """float32, C-contiguous, kernels as `[in, out]`.
-
-        Raises:
-            KeyError: the body has no such path.
-            InputError: the file is damaged, or no longer there.
-        """
-        name = self._names[path]
-        # Opened for each leaf: pages of a mapped file count as this process's memory until it is closed.
-        with _opened(self._file) as file:
-            value = np.asarray(file.get_tensor(name), np.float32)
-        return to_foreign(path, value)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
@@ -140,8 +115,8 @@ def _opened(path: Path) -> Iterator[Any]:
         raise InputError(f"model.name: {path} is damaged or no safetensors file: {error}") from error
 
 
-def open_body(folder: Path, config: BertConfig) -> Body:
-    """The body's parameters (`bert/…`), exactly those that the head uses, to be read one at a time.
+def open_body(folder: Path, config: BertConfig) -> Leaves:
+    """The body's parameters (`bert/…`), exactly those that the head uses, in path order: float32, kernels `[in, out]`.
 
     A pooler is read where the pooling needs one and may be absent elsewhere.
 
@@ -169,7 +144,8 @@ def open_body(folder: Path, config: BertConfig) -> Body:
         wanted = shapes[own][::-1] if own.endswith("/kernel") else shapes[own]  # `[out, in]` there
         if foreign[name] != wanted:
             raise InputError(f"model.name: {path}: {name!r} has shape {foreign[name]}, config.json says {wanted}")
-    return Body(path, first)
+    names = dict(sorted(first.items()))
+    return Leaves(functools.partial(_opened, path), names, lambda own, x: to_foreign(own, np.asarray(x, np.float32)))
 
 
 def read_body(folder: Path, config: BertConfig) -> dict[str, np.ndarray]:
@@ -208,7 +184,7 @@ def read_head(folder: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...], boo
     count = len(bias)
     labels = tuple(str(named.get(str(i), f"LABEL_{i}")) for i in range(count)) if count > 1 else ()
     tagged = any(str(name).endswith(TAGGER) for name in raw.get("architectures") or ())
-    return {"classifier/bias": bias, "classifier/kernel": np.ascontiguousarray(weight.T)}, labels, tagged
+    return {"classifier/bias": bias, "classifier/kernel": to_foreign("classifier/kernel", weight)}, labels, tagged
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

@@ -7,9 +7,10 @@ C order, ascending) and `PATH.value` (float32). Values are absolute, so that app
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 from lnflax import results, rules, storage, tensors
 from lnflax.errors import InputError
 from lnflax.masks import Mask
+from lnflax.tensors import Leaves
 
 Tree = Any
 FORMAT = 1
@@ -147,27 +149,6 @@ def words(about: About) -> dict[str, str]:
     }
 
 
-class Leaves(Mapping[str, np.ndarray]):
-    """Leaves of a delta's file by path; each is read when it is asked for, and not kept."""
-
-    def __init__(self, file: Path, paths: Iterable[str]) -> None:
-        self._file, self._paths = file, dict.fromkeys(paths)
-
-    def __getitem__(self, path: str) -> np.ndarray:
-        if path not in self._paths:
-            raise KeyError(path)
-        # Opened for each leaf: pages of a mapped file count as this process's memory until it is closed.
-        with tensors.opened(self._file) as file:
-            value: np.ndarray = file.get_tensor(path)
-        return value
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._paths)
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-
 def read(path: Path) -> Delta:
     """What `write` stored, with its parts checked against each other; whole leaves are read when they are asked for.
 
@@ -190,7 +171,8 @@ def read(path: Path) -> Delta:
                 raise InputError(f"{path}: {own} is there, and {missing.pop()} is not")
             elif own.endswith(VALUE):
                 scalars[stem] = _scalars(path, stem, file)
-    return Delta(told, Leaves(path, whole), scalars)
+    leaves = Leaves(functools.partial(tensors.opened, path), {own: own for own in whole})
+    return Delta(told, leaves, scalars)
 
 
 def about(path: Path, words: Mapping[str, str]) -> About:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,38 @@ def opened(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError) as error:
         raise Damaged(path, f"is not a whole safetensors file ({error})") from error
+
+
+class Leaves(Mapping[str, np.ndarray]):
+    """Arrays of a file by names of ours, in their order; each is read when it is asked for, and not kept."""
+
+    def __init__(
+        self,
+        opened: Callable[[], AbstractContextManager[Any]],
+        names: Mapping[str, str],
+        convert: Callable[[str, np.ndarray], np.ndarray] = lambda own, value: value,
+    ) -> None:
+        """`opened` opens the file, `names` gives the file's name of each of ours, `convert` turns its array to ours."""
+        self._opened, self._names, self._convert = opened, dict(names), convert
+
+    def __getitem__(self, own: str) -> np.ndarray:
+        """The array.
+
+        Raises:
+            KeyError: there is none of that name.
+            InputError: whatever `opened` says of a file that is damaged, or no longer there.
+        """
+        name = self._names[own]
+        # Opened for each array: pages of a mapped file count as this process's memory until it is closed.
+        with self._opened() as file:
+            value = file.get_tensor(name)
+        return self._convert(own, value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _header(data: bytes) -> tuple[dict[str, Any], int]:

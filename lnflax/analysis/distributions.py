@@ -18,11 +18,11 @@ from lnflax.analysis import formats, weight_figures, weight_tables, weights
 from lnflax.analysis.figures import write_figures
 from lnflax.analysis.weight_tables import Tuned
 from lnflax.analysis.weights import Pair
-from lnflax.checkpoint import Body
 from lnflax.deltas import Delta
 from lnflax.errors import InputError, check_choice
 from lnflax.results import Study
 from lnflax.storage import durable_write
+from lnflax.tensors import Leaves
 
 SETTING = "full"  # the paper's figures are of full fine-tuning
 
@@ -69,7 +69,7 @@ def of_study(workdir: Path | str, wanted: Wanted | None = None, out: Path | str 
     return _tell(body(model["pooling"]), runs, about, _command("workdir", workdir, wanted, out), out)
 
 
-def _open(folder: Path, pooling: str) -> Body:
+def _open(folder: Path, pooling: str) -> Leaves:
     shape = checkpoint.read_config(folder, pooling=pooling, num_outputs=1, dtype="float32")
     return checkpoint.open_body(folder, shape)
 
@@ -105,7 +105,7 @@ def choose(workdir: Path | str, study: Study, wanted: Wanted) -> tuple[list[Path
     return [], [f"The checkpoint alone: {line}."]
 
 
-def _tuned(delta: Delta, body: Body, sha256: str, where: str) -> Tuned:
+def _tuned(delta: Delta, body: Leaves, sha256: str, where: str) -> Tuned:
     def leaves() -> Iterator[tuple[str, np.ndarray]]:
         return ((path, after) for path, _, after in pairs(delta, body, sha256, where))
 
@@ -128,7 +128,7 @@ def pairs(delta: Delta, body: Mapping[str, np.ndarray], sha256: str, where: str)
         yield own, before, after
 
 
-def _tell(body: Body, runs: list[Tuned], about: str, command: str, out: Path | str | None) -> str:
+def _tell(body: Leaves, runs: list[Tuned], about: str, command: str, out: Path | str | None) -> str:
     before = weights.summarise(lambda: iter(body.items()))
     text = f"{about}\n\n{weight_tables.markdown(before, runs)}"
     if out is None:
