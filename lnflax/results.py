@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -34,14 +35,20 @@ _RESULT_FIELDS = ("task", "setting", "metric", "report_epoch", "ratio", "eval_ex
 
 @dataclass(frozen=True)
 class Study:
-    """A run folder as read: its config and versions, the results.json of each finished cell, in order, the (task,
-    setting) of every cell that has begun and is not done, and what is wrong with files that could not be read."""
+    """A run folder as read: its config (empty where it is damaged) and versions, the results.json of each finished
+    cell, in order, the (task, setting) of every cell that has begun and is not done, and what is wrong with files
+    that could not be read."""
 
     config: dict[str, Any]
     versions: dict[str, Any]
     cells: tuple[dict[str, Any], ...]
     unfinished: tuple[tuple[str, str], ...]
     damaged: tuple[str, ...] = ()
+
+    @property
+    def asked(self) -> tuple[tuple[str, str], ...]:
+        """The (task, setting) of every cell of the config; nothing where it is not known."""
+        return tuple(itertools.product(self.config["tasks"], self.config["settings"])) if self.config else ()
 
     @property
     def missing(self) -> str:

@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 
+from configs import base
 from lnflax import metrics, results
 
 
 def folder(root, tasks=("rte",), settings=("full", "layernorms")):
-    """A run folder without cells."""
-    results.write_json(root / "config.json", {"format": 1, "tasks": tasks, "settings": settings})
+    """A run folder without cells, and a config that asks for no run."""
+    config = base.get_config().to_dict() | {"tasks": tasks, "settings": settings, "seeds": (), "learning_rates": ()}
+    results.write_json(root / "config.json", {"format": 1, **config})
     return root
 
 

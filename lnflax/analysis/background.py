@@ -39,25 +39,32 @@ def read_told(workdir: Path | str, cells: Iterable[Mapping[str, Any]]) -> tuple[
 
 def facts(study: Study, told: Told) -> list[Fact]:
     """Model, protocol and versions; what the folder does not say is left out."""
-    config, first = study.config, next(iter(told.values()), {})
-    model = dict(config.get("model", {}))
+    first = next(iter(told.values()), {})
     bodies = dict.fromkeys(own["model"]["sha256"] for own in told.values() if own["model"]["sha256"])
-    optimizer = ", ".join(f"{name} {_value(value)}" for name, value in config.get("optimizer", {}).items())
     versions = [f"{name} {value}" for name, value in study.versions.items() if name != "format"]
-    sets = {
-        "Model": ", ".join([model.pop("name", ""), *(f"{name} {value}" for name, value in model.items())]),
-        "Body": f"{first['body']:,} parameters" if first else "",
-        "SHA-256 of the body": ", ".join(bodies),
-        "Data": (config["data"]["path"] or "each task's own") if "data" in config else "",
-        "Seeds": _join(config.get("seeds", ())),
-        "Learning rates": _join(config.get("learning_rates", ())),
-        "Batch": f"{config['batch_size']} examples, at most {config['max_length']} tokens"
-        if "batch_size" in config
-        else "",
-        "Optimizer": f"Adam: {optimizer}; schedule {config.get('schedule')}" if optimizer else "",
-        "Versions": ", ".join(versions),
-    }
-    return [Fact(name, text) for name, text in sets.items() if text]
+    model, *protocol = _protocol(study.config) if study.config else [Fact("Model", "")]
+    sets = [
+        model,
+        Fact("Body", f"{first['body']:,} parameters" if first else ""),
+        Fact("SHA-256 of the body", ", ".join(bodies)),
+        *protocol,
+        Fact("Versions", ", ".join(versions)),
+    ]
+    return [fact for fact in sets if fact.text]
+
+
+def _protocol(config: Mapping[str, Any]) -> list[Fact]:
+    """What the config says; the model first."""
+    model = dict(config["model"])
+    optimizer = ", ".join(f"{name} {_value(value)}" for name, value in config["optimizer"].items())
+    return [
+        Fact("Model", ", ".join([model.pop("name"), *(f"{name} {value}" for name, value in model.items())])),
+        Fact("Data", config["data"]["path"] or "each task's own"),
+        Fact("Seeds", _join(config["seeds"])),
+        Fact("Learning rates", _join(config["learning_rates"])),
+        Fact("Batch", f"{config['batch_size']} examples, at most {config['max_length']} tokens"),
+        Fact("Optimizer", f"Adam: {optimizer}; schedule {config['schedule']}"),
+    ]
 
 
 def data(study: Study, told: Told) -> Grid:

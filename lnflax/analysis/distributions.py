@@ -53,7 +53,7 @@ def of_study(workdir: Path | str, wanted: Wanted | None = None, out: Path | str 
         InputError: bad input, a delta of another checkpoint, or a run that is wanted and has no delta.
     """
     study, wanted = results.read_study(workdir), wanted or Wanted()
-    if "model" not in study.config:
+    if not study.config:
         raise InputError(f"workdir: {study.missing}")
     paths, lines = choose(workdir, study, wanted)
     model = study.config["model"]

@@ -121,8 +121,8 @@ def _of_study(workdir: Path | str, count: int, task: str | None, setting: str | 
     cells = [cell for cell in study.cells if task in (None, cell["task"]) and setting in (None, cell["setting"])]
     if not cells:
         raise InputError(f"workdir: {workdir} has no finished cell {task}/{setting}")
-    if "model" not in study.config:
-        raise InputError(f"workdir: {study.missing or f'{workdir}/{results.CONFIG} names no model'}")
+    if not study.config:
+        raise InputError(f"workdir: {study.missing}")
     name, pooling = study.config["model"]["name"], study.config["model"]["pooling"]
     models = _models(name)
     outliers = outlier_choice.find(models(pooling).body, count)

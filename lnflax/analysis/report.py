@@ -90,7 +90,7 @@ def make_report(
         data=background.data(study, told),
         trained=background.trained(study, told),
         commands=[text for text in (background.train_command(study.config, workdir), command) if text],
-        rules=study.config.get("rules"),
+        rules=study.config["rules"] if study.config else {},
         tables=tables,
         titles=TITLES,
         pictures=[own for name, own in shown.items() if not name.startswith(RUNS)],
@@ -119,11 +119,10 @@ def _template() -> Template:
 
 def _count(study: Study) -> dict[str, int]:
     runs = [run for cell in study.cells for run in cell["runs"]]
-    asked = {(task, setting) for task in study.config.get("tasks", ()) for setting in study.config.get("settings", ())}
     done = {(cell["task"], cell["setting"]) for cell in study.cells}
     return {
         "done": len(done),
-        "cells": len(asked | done | {*study.unfinished}),
+        "cells": len({*study.asked, *done, *study.unfinished}),
         "runs": len(runs),
         "diverged": sum(run["status"] == "diverged" for run in runs),
     }

@@ -91,8 +91,7 @@ def _absent(study: Study) -> list[str]:
     """The cells of the config without a folder of their own."""
     there = {(cell["task"], cell["setting"]) for cell in study.cells} | {*study.unfinished}
     damaged = "\n".join(study.damaged)
-    asked = [(task, name) for task in study.config.get("tasks", ()) for name in study.config.get("settings", ())]
-    return _joined("/".join(own) for own in asked if own not in there and f"/{'/'.join(own)}/" not in damaged)
+    return _joined("/".join(own) for own in study.asked if own not in there and f"/{'/'.join(own)}/" not in damaged)
 
 
 def _files(workdir: Path | str, faults: Iterable[str]) -> list[str]:
@@ -106,7 +105,7 @@ def _files(workdir: Path | str, faults: Iterable[str]) -> list[str]:
 
 def _lacking(cell: Cell, config: Mapping[str, Any]) -> list[str]:
     """Seeds and rates that joined the config after the cell was done."""
-    if not {"seeds", "learning_rates"} <= set(config):
+    if not config:  # damaged
         return []
     there = [tuple(dict.fromkeys(run[field] for run in cell["runs"])) for field in ("seed", "learning_rate")]
     lacking = coverage.cover(config["seeds"], config["learning_rates"], (there[0], there[1])).runs
