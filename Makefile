@@ -45,7 +45,7 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 
 parity: $(VENV)/.peft
-	$(BIN)/python -m pytest -m torch -s tests/test_parity.py tests/test_export_parity.py
+	$(BIN)/python -m pytest $(SPREAD) -m torch -rP tests/test_*parity.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/grid.py
