@@ -24,6 +24,14 @@ def pytest_unconfigure():
     shutil.rmtree(os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The folder of a tiny checkpoint."""
+    from tests import tiny
+
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("model") / "model")
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory, monkeypatch):
     """Token ids are cached apart from the user's."""

@@ -16,11 +16,6 @@ NORM = "bert/encoder/layer/0/output/LayerNorm"
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture(scope="module")
 def workdir(model, tmp_path_factory):
     place = tmp_path_factory.mktemp("study") / "w"
     studies.run(model, place, settings=("layernorms",), save_deltas="all")

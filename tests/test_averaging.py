@@ -12,7 +12,7 @@ from lnflax import deltas, metrics, process, results
 from lnflax.analysis import averaging
 from lnflax.deltas import About, Delta, Scalars
 from lnflax.errors import InputError
-from tests import plain, studies, tiny
+from tests import plain, studies
 
 ABOUT = About("rte", "mine", 0, 1e-3, 2, "0" * 64, "pooler", ("yes", "no"))
 
@@ -45,11 +45,6 @@ def test_the_mean_of_large_values_is_rounded_once():
 def test_seeds_that_train_other_scalars_have_no_mean():
     with pytest.raises(InputError, match=r"rte/mine: its seeds train other scalars each.*random\.per_seed=False"):
         averaging.mean([delta([1, 2], [3, 5]), delta([1, 2], [3, 6], seed=1)])
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("model") / "model")
 
 
 @pytest.fixture(scope="module")

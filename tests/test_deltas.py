@@ -13,7 +13,7 @@ from lnflax.deltas import About, Delta, Scalars
 from lnflax.errors import InputError
 from lnflax.gathered import Index
 from lnflax.masks import Mask
-from tests import plain, studies, tiny
+from tests import plain, studies
 
 ABOUT = About("rte", "layernorms", 1, 1e-3, 2, "0" * 64, "mean", ("yes", "no"))
 NORM = "bert/encoder/layer/0/output/LayerNorm/scale"
@@ -202,11 +202,6 @@ def test_a_damaged_file_is_refused(tmp_path):
     (tmp_path / "e").write_bytes(b"noise")
     with pytest.raises(storage.Damaged, match="is not a whole safetensors file"):
         deltas.read(tmp_path / "e")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("model") / "model")
 
 
 SETTINGS = ("full", "frozen", "layernorms", "random", "outliers_4")

@@ -20,14 +20,9 @@ BLOCK = "bert.encoder.layer.{}.output.LayerNorm"
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture(scope="module")
-def workdir(checkpoint, tmp_path_factory):
+def workdir(model, tmp_path_factory):
     place = tmp_path_factory.mktemp("study") / "w"
-    studies.run(checkpoint, place, settings=("layernorms",), learning_rates=(1e-3,), epochs=1)
+    studies.run(model, place, settings=("layernorms",), learning_rates=(1e-3,), epochs=1)
     return place
 
 
@@ -53,14 +48,14 @@ def front_matter(folder):
     return yaml.safe_load(data), body
 
 
-def test_the_folder_for_transformers(checkpoint, delta, workdir, tmp_path, capsys):
+def test_the_folder_for_transformers(model, delta, workdir, tmp_path, capsys):
     assert run("export", delta, tmp_path / "hf", "--to=hf") == 0
     said = capsys.readouterr().out
     assert said == f"{tmp_path / 'hf'}: AutoModelForSequenceClassification.from_pretrained({str(tmp_path / 'hf')!r})\n"
     names = ["README.md", "config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"]
     assert sorted(path.name for path in (tmp_path / "hf").iterdir()) == names
     told = json.loads((tmp_path / "hf" / "config.json").read_text("utf-8"))
-    base = json.loads((checkpoint / "config.json").read_text("utf-8"))
+    base = json.loads((model / "config.json").read_text("utf-8"))
     assert base.items() <= told.items()
     assert {name: told[name] for name in set(told) - set(base)} == {
         "architectures": ["BertForSequenceClassification"],
@@ -69,16 +64,16 @@ def test_the_folder_for_transformers(checkpoint, delta, workdir, tmp_path, capsy
         "problem_type": "single_label_classification",
         "dtype": "float32",
     }
-    model = tuned.apply(tuned.open_base(str(checkpoint)), delta)
+    ours = tuned.apply(tuned.open_base(str(model)), delta)
     state = load_file(tmp_path / "hf" / "model.safetensors")
-    assert state.keys() == tiny.foreign_state(model.params).keys()
-    for name, leaf in tiny.foreign_state(model.params).items():
+    assert state.keys() == tiny.foreign_state(ours.params).keys()
+    for name, leaf in tiny.foreign_state(ours.params).items():
         assert state[name].tobytes() == leaf.tobytes() and state[name].shape == leaf.shape, name
     with safe_open(tmp_path / "hf" / "model.safetensors", framework="np") as file:
         assert file.metadata() == {"format": "pt"}
     again = tuned.load(tuned.open_base(str(tmp_path / "hf")))
-    assert not again.fresh and again.labels == model.labels and again.shape == model.shape
-    assert all(leaf.tobytes() == again.params[path].tobytes() for path, leaf in model.params.items())
+    assert not again.fresh and again.labels == ours.labels and again.shape == ours.shape
+    assert all(leaf.tobytes() == again.params[path].tobytes() for path, leaf in ours.params.items())
 
 
 def test_the_card_has_the_studys_numbers(delta, workdir, tmp_path):
@@ -103,19 +98,19 @@ def test_the_card_has_the_studys_numbers(delta, workdir, tmp_path):
     assert str(workdir.parent) not in body + str(data)
 
 
-def test_without_its_study_the_card_says_so(checkpoint, delta, tmp_path):
+def test_without_its_study_the_card_says_so(model, delta, tmp_path):
     (tmp_path / "d.safetensors").write_bytes(delta.read_bytes())
-    assert run("export", tmp_path / "d.safetensors", tmp_path / "hf", "--to=hf", f"--base={checkpoint}") == 0
+    assert run("export", tmp_path / "d.safetensors", tmp_path / "hf", "--to=hf", f"--base={model}") == 0
     data, body = front_matter(tmp_path / "hf")
     assert "They are not known: the delta did not lie in the run folder" in body and "model-index" not in data
 
 
-def test_the_adapter_has_the_names_that_peft_reads_and_comes_back_to_the_byte(checkpoint, delta, tmp_path):
+def test_the_adapter_has_the_names_that_peft_reads_and_comes_back_to_the_byte(model, delta, tmp_path):
     assert run("export", delta, tmp_path / "peft", "--to=peft") == 0
     told = json.loads((tmp_path / "peft" / "adapter_config.json").read_text("utf-8"))
     norms = [f"bert.encoder.layer.{i}.{part}.LayerNorm" for i in (0, 1) for part in ("attention.output", "output")]
     assert told == {
-        **{"peft_type": "LN_TUNING", "task_type": "SEQ_CLS", "base_model_name_or_path": str(checkpoint)},
+        **{"peft_type": "LN_TUNING", "task_type": "SEQ_CLS", "base_model_name_or_path": str(model)},
         **{"target_modules": norms, "modules_to_save": ["classifier"], "inference_mode": True},
     }
     state = load_file(tmp_path / "peft" / "adapter_model.safetensors")
@@ -126,7 +121,7 @@ def test_the_adapter_has_the_names_that_peft_reads_and_comes_back_to_the_byte(ch
     own = deltas.read(delta)
     np.testing.assert_array_equal(state[f"{PREFIX}classifier.weight"], own.whole["classifier/kernel"].T)
     out = tmp_path / "back.safetensors"
-    assert run("import", "--from=peft", tmp_path / "peft", out, f"--base={checkpoint}") == 0
+    assert run("import", "--from=peft", tmp_path / "peft", out, f"--base={model}") == 0
     assert out.read_bytes() == delta.read_bytes()
     assert front_matter(tmp_path / "peft")[0]["library_name"] == "peft"
 
@@ -148,8 +143,8 @@ HEAD = {"classifier/bias": np.zeros(2, np.float32), "classifier/kernel": np.ones
 NORM, ONES = "bert/encoder/layer/0/output/LayerNorm", np.ones(32, np.float32)
 
 
-def test_what_an_export_cannot_say_is_refused_with_a_way_out(checkpoint, tmp_path, capsys):
-    base = tuned.open_base(str(checkpoint))
+def test_what_an_export_cannot_say_is_refused_with_a_way_out(model, tmp_path, capsys):
+    base = tuned.open_base(str(model))
     whole = {f"{NORM}/scale": ONES, f"{NORM}/bias": ONES}
     cases = {
         "the head alone; LNTuning needs a LayerNorm": Delta(about(base), HEAD, {}),
@@ -167,7 +162,7 @@ def test_what_an_export_cannot_say_is_refused_with_a_way_out(checkpoint, tmp_pat
     for line, own in cases.items():
         (tmp_path / "d").unlink(missing_ok=True)
         deltas.write(tmp_path / "d", own)
-        given = ("export", tmp_path / "d", tmp_path / "out", f"--base={checkpoint}")
+        given = ("export", tmp_path / "d", tmp_path / "out", f"--base={model}")
         assert line in refused(capsys, *given, "--to=peft")
         assert not (tmp_path / "out").exists()
         if "pooling" in line:
@@ -191,10 +186,10 @@ def foreign(*blocks, tuner=".ln_tuning_layers", saved="", kind=np.float32):
     return norms | {f"{PREFIX}classifier{saved}.{leaf}": value for leaf, value in head.items()}
 
 
-def read_back(tmp_path, checkpoint, state, *flags):
+def read_back(tmp_path, model, state, *flags):
     write_adapter(tmp_path / "a", state)
     assert (
-        run("import", "--from=peft", tmp_path / "a", tmp_path / "d", f"--base={checkpoint}", "--task=rte", *flags) == 0
+        run("import", "--from=peft", tmp_path / "a", tmp_path / "d", f"--base={model}", "--task=rte", *flags) == 0
     )
     return deltas.read(tmp_path / "d")
 
@@ -203,9 +198,9 @@ def read_back(tmp_path, checkpoint, state, *flags):
 @pytest.mark.parametrize(
     ("tuner", "saved"), [(".ln_tuning_layers", ""), (".ln_tuning_layers.default", ".modules_to_save.default")]
 )
-def test_an_adapter_of_pefts_own_is_read(checkpoint, tmp_path, tuner, saved, kind):
-    own = read_back(tmp_path, checkpoint, foreign(0, 1, tuner=tuner, saved=saved, kind=kind))
-    base = tuned.open_base(str(checkpoint))
+def test_an_adapter_of_pefts_own_is_read(model, tmp_path, tuner, saved, kind):
+    own = read_back(tmp_path, model, foreign(0, 1, tuner=tuner, saved=saved, kind=kind))
+    base = tuned.open_base(str(model))
     labels = ("entailment", "not_entailment")
     assert own.about == About("rte", "ln_f", None, None, None, base.sha256(True), "pooler", labels)
     assert sorted(own.whole) == [
@@ -217,15 +212,15 @@ def test_an_adapter_of_pefts_own_is_read(checkpoint, tmp_path, tuner, saved, kin
     assert own.whole["classifier/kernel"].T.tolist() == np.arange(64).reshape(2, 32).tolist()
 
 
-def test_norms_that_no_setting_names_and_labels_of_ones_own(checkpoint, tmp_path):
-    own = read_back(tmp_path, checkpoint, foreign(1), "--labels=a,b")
+def test_norms_that_no_setting_names_and_labels_of_ones_own(model, tmp_path):
+    own = read_back(tmp_path, model, foreign(1), "--labels=a,b")
     assert (own.about.setting, own.about.labels) == ("peft", ("a", "b"))
 
 
-def test_what_is_no_adapter_of_lntuning_is_refused(checkpoint, tmp_path, capsys):
+def test_what_is_no_adapter_of_lntuning_is_refused(model, tmp_path, capsys):
     def check(line, state, *flags, task="--task=rte", name="a", **fields):
         folder = write_adapter(tmp_path / name, state, **fields)
-        given = ("import", "--from=peft", folder, tmp_path / "d", f"--base={checkpoint}", *([task] if task else []))
+        given = ("import", "--from=peft", folder, tmp_path / "d", f"--base={model}", *([task] if task else []))
         assert line in refused(capsys, *given, *flags)
         assert not (tmp_path / "d").exists()
 
@@ -245,7 +240,7 @@ def test_what_is_no_adapter_of_lntuning_is_refused(checkpoint, tmp_path, capsys)
     check("is F64; allowed are F32, F16, BF16", good | double, name="double")
     folder = write_adapter(tmp_path / "bin", good)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    given = ("import", "--from=peft", folder, tmp_path / "d", f"--base={checkpoint}", "--task=rte")
+    given = ("import", "--from=peft", folder, tmp_path / "d", f"--base={model}", "--task=rte")
     assert "has no adapter_model.safetensors; other formats can run code" in refused(capsys, *given)
     (folder / "adapter_model.safetensors").write_bytes(b"noise")
     assert "is not a whole safetensors file" in refused(capsys, *given)

@@ -7,33 +7,28 @@ import lnflax
 from lnflax import __main__ as command
 from lnflax import results
 from lnflax.errors import InputError
-from tests import studies, tiny
+from tests import studies
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("model") / "model")
-
-
-@pytest.fixture(scope="module")
-def workdir(checkpoint, tmp_path_factory):
+def workdir(model, tmp_path_factory):
     place = tmp_path_factory.mktemp("study") / "w"
-    studies.run(checkpoint, place, settings=("layernorms",), seeds=(0,), learning_rates=(1e-3,), epochs=1)
+    studies.run(model, place, settings=("layernorms",), seeds=(0,), learning_rates=(1e-3,), epochs=1)
     return place
 
 
-def test_a_model_is_loaded_tuned_and_asked(checkpoint, workdir):
+def test_a_model_is_loaded_tuned_and_asked(model, workdir):
     (path,) = results.chosen_deltas(workdir, results.read_results(workdir, "rte", "layernorms"))
-    base = lnflax.load_model(checkpoint)
+    base = lnflax.load_model(model)
     before = {own: leaf.tobytes() for own, leaf in base.params.items()}
-    model = lnflax.apply_delta(base, path)
+    tuned = lnflax.apply_delta(base, path)
     assert {own: leaf.tobytes() for own, leaf in base.params.items()} == before
-    changed = [own for own, leaf in model.params.items() if leaf is not base.params[own]]
-    norms = [own for own in model.params if own.startswith("bert/encoder/") and "LayerNorm" in own]
+    changed = [own for own, leaf in tuned.params.items() if leaf is not base.params[own]]
+    norms = [own for own in tuned.params if own.startswith("bert/encoder/") and "LayerNorm" in own]
     assert len(norms) == 8 and sorted(changed) == sorted([*norms, "classifier/bias", "classifier/kernel"])
-    again = lnflax.load_model(checkpoint, path)
-    assert all(leaf.tobytes() == again.params[own].tobytes() for own, leaf in model.params.items())
-    (one,) = lnflax.predict(model, [("the film", "is")], max_length=32)
+    again = lnflax.load_model(model, path)
+    assert all(leaf.tobytes() == again.params[own].tobytes() for own, leaf in tuned.params.items())
+    (one,) = lnflax.predict(tuned, [("the film", "is")], max_length=32)
     (other,) = lnflax.predict({"rte": again}, [{"text": "the film", "pair": "is"}], max_length=32)
     assert one == other and set(one["probabilities"]) == {"entailment", "not_entailment"}
     (plain,) = lnflax.predict(base, ["the film"], max_length=32)
@@ -45,11 +40,11 @@ def test_the_runs_of_a_study_are_read(workdir):
     assert (run["task"], run["setting"], run["seed"], run["learning_rate"]) == ("rte", "layernorms", 0, 1e-3)
 
 
-def test_what_is_not_there_is_one_line(checkpoint, workdir):
+def test_what_is_not_there_is_one_line(model, workdir):
     for name, delta, line in (
         ("/nowhere", None, "no folder '/nowhere'"),
-        (checkpoint, workdir / "none.safetensors", "is not there"),
-        (checkpoint, workdir / "config.json", "is not a whole safetensors file"),
+        (model, workdir / "none.safetensors", "is not there"),
+        (model, workdir / "config.json", "is not a whole safetensors file"),
     ):
         with pytest.raises(InputError, match=line):
             lnflax.load_model(name, delta)

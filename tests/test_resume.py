@@ -17,11 +17,6 @@ from tests import studies, tiny
 from tests.studies import content
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("model") / "model")
-
-
 def interrupt_at_save(patch, number):
     """A signal comes right before a save."""
     saves, whole = [], training.CellTraining._save
