@@ -188,9 +188,7 @@ def foreign(*blocks, tuner=".ln_tuning_layers", saved="", kind=np.float32):
 
 def read_back(tmp_path, model, state, *flags):
     write_adapter(tmp_path / "a", state)
-    assert (
-        run("import", "--from=peft", tmp_path / "a", tmp_path / "d", f"--base={model}", "--task=rte", *flags) == 0
-    )
+    assert run("import", "--from=peft", tmp_path / "a", tmp_path / "d", f"--base={model}", "--task=rte", *flags) == 0
     return deltas.read(tmp_path / "d")
 
 
