@@ -18,6 +18,8 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+# A check in a file that tests share says its values too.
+pytest.register_assert_rewrite("tests.exported", "tests.kills", "tests.studies")
 
 
 def pytest_unconfigure():

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +12,7 @@ from lnflax import batches, bert, packing, results, rules, sources, tokens, tune
 from lnflax.tasks import Texts
 from tests import studies
 from tests.parity import cases
+from tests.real import GLUE
 
 MARKS = [
     pytest.mark.torch,
@@ -23,7 +23,6 @@ MARKS = [
 LOGITS = 1e-5
 NORMS = ("layernorms", "ln_a", "ln_f", "single_norm_1", "single_norm_6")
 SETTINGS = (*NORMS, "full", "frozen", "mha", "ffn", "bitfit", "random", "outliers_16", "random_norms_16")
-GLUE = Path(__file__).parents[2] / "shared" / "data" / "glue"
 
 
 def train(place, task, settings):

@@ -1,16 +1,14 @@
 import collections
 import itertools
 import json
-import os
-from pathlib import Path
 
 import datasets
 import pytest
 
 from lnflax import corpora
 from lnflax.errors import InputError
+from tests.real import NLTK_DATA
 
-NLTK_DATA = Path(os.environ.get("LNFLAX_NLTK_DATA", Path(__file__).parents[2] / "shared" / "data" / "nltk_data"))
 COLUMNS = """-DOCSTART- -X- -X- O
 
 EU NNP I-NP I-ORG

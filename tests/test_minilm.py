@@ -1,7 +1,6 @@
 """The promises of the grid on a real checkpoint: MiniLM, every setting of the contract, two steps."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 from configs import demo
 from lnflax import cells, config, evaluation, rules, trainer
 from tests import grids
+from tests.real import GLUE
 
 SETTINGS = (
     *("full", "frozen", "mha", "ffn", "layernorms", "ln_a", "ln_f", "bitfit", "random"),
@@ -113,9 +113,6 @@ def test_minilm_counts(prepared):
         "random_norms_16": 192,
     }
     assert dataclasses.asdict(by_name["random"].setting.mask)["size"] == 9_216
-
-
-GLUE = Path(__file__).parents[2] / "shared" / "data" / "glue"
 
 
 @pytest.mark.slow

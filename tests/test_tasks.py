@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import datasets
 import numpy as np
 import pytest
@@ -8,8 +6,8 @@ from lnflax import tasks
 from lnflax.errors import InputError
 from lnflax.tasks import TASKS
 from tests import tiny
+from tests.real import GLUE
 
-GLUE = Path(__file__).parents[2] / "shared" / "data" / "glue"
 RTE = {"sentence1": ["one", "two", "three"], "sentence2": ["uno", "due", "tre"], "label": [0, 1, 1], "idx": [0, 1, 2]}
 
 
